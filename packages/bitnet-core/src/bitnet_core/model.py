@@ -1,0 +1,220 @@
+"""What a model is, and how one is run: the types that flow between files, backends and engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .tensor import TernaryTensor
+
+if TYPE_CHECKING:
+    from .chat import ChatTemplate
+    from .tokenizer import Tokenizer
+
+Array = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
+Weight = npt.NDArray[np.generic] | TernaryTensor
+
+ATTENTION = ("q", "k", "v", "o")
+FFN = ("gate", "up", "down")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary positions: element j of a head turns with element j + size / 2, at one frequency a pair."""
+
+    theta: float
+    size: int  # elements of a head that turn; the rest pass through
+    divisors: tuple[float, ...] = ()  # one a frequency; () leaves them as theta gives them
+    magnitude: float = 1.0  # multiplies sine and cosine
+
+    def frequencies(self) -> npt.NDArray[np.float64]:
+        """Radians a position for each of the size / 2 pairs."""
+        powers = np.arange(0, self.size, 2, dtype=np.float64) / self.size
+        turns = self.theta**-powers
+        return turns / np.array(self.divisors) if self.divisors else turns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Any Llama-like ternary decoder as data: a field exists because the decoder or a shape asks for it."""
+
+    family: str  # a name in families.FAMILIES: what files call it; the decoder never looks
+    vocab_size: int
+    hidden_size: int
+    ffn_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    context: int  # positions that the model was made for
+    rope: Rope
+    norm_eps: float
+    activation: Literal["relu2", "silu", "gelu"]  # of the gate; gelu is the tanh form
+    # Extra norms: "block" before o and before down, "projection" in front of each of the seven projections.
+    sub_norms: Literal["none", "block", "projection"] = "none"
+    sub_norm_eps: float = 1e-5
+    # What ternary projections multiply: int8 with one scale a token, or the activations as they are.
+    inputs: Literal["int8", "float"] = "int8"
+    qk_norm: bool = False  # an RMS norm over each head of q and k, before they turn
+    post_norms: bool = False  # a norm after attention and one after the feed-forward, before the residual
+    biases: tuple[str, ...] = ()  # the projections that have one
+    windows: tuple[int, ...] = ()  # positions that each layer sees back, 0 for all; () for all everywhere
+    local_rope: Rope | None = None  # of the layers with a window, where it differs
+    attention_scale: float | None = None  # None: head_size ** -0.5
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    tied: bool = False  # the head is the embedding
+    pooling: Literal["none", "last"] = "none"  # an embedding model's: the last token's state
+
+    def window(self, layer: int) -> int:
+        """Positions that this layer sees back, itself included; 0 for all."""
+        return self.windows[layer] if self.windows else 0
+
+    def rope_of(self, layer: int) -> Rope:
+        """The rotation of this layer."""
+        return self.local_rope if self.local_rope and self.window(layer) else self.rope
+
+    @property
+    def query_scale(self) -> float:
+        """What a score is multiplied by before the softmax."""
+        return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """The seven matrices of a layer: their name in it, and (out, in) features."""
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        return {
+            "attn.q": (queries, self.hidden_size),
+            "attn.k": (keys, self.hidden_size),
+            "attn.v": (keys, self.hidden_size),
+            "attn.o": (self.hidden_size, queries),
+            "ffn.gate": (self.ffn_size, self.hidden_size),
+            "ffn.up": (self.ffn_size, self.hidden_size),
+            "ffn.down": (self.hidden_size, self.ffn_size),
+        }
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight of the model, by its canonical name, with its shape."""
+        found: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, self.hidden_size)}
+        for layer in range(self.layers):
+            found.update({f"layers.{layer}.{name}": shape for name, shape in self.layer_shapes().items()})
+        found["norm"] = (self.hidden_size,)
+        if not self.tied and self.pooling == "none":
+            found["head"] = (self.vocab_size, self.hidden_size)
+        return found
+
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight of one layer, by its name in it, with its shape."""
+        matrices = self.projections()
+        found: dict[str, tuple[int, ...]] = {
+            "attn.norm": (self.hidden_size,),
+            "ffn.norm": (self.hidden_size,),
+            **matrices,
+        }
+        if self.sub_norms == "block":
+            found["attn.sub_norm"] = (matrices["attn.o"][1],)
+            found["ffn.sub_norm"] = (matrices["ffn.down"][1],)
+        elif self.sub_norms == "projection":
+            found.update({f"{name}.norm": (shape[1],) for name, shape in matrices.items()})
+        if self.qk_norm:
+            found["attn.q_norm"] = found["attn.k_norm"] = (self.head_size,)
+        if self.post_norms:
+            found["attn.post_norm"] = found["ffn.post_norm"] = (self.hidden_size,)
+        found.update({f"{name}.bias": (matrices[name][0],) for name in self.biases})
+        return found
+
+
+class Weights(Mapping[str, Weight]):
+    """Weights by canonical name, each made when it is asked for.
+
+    What a file holds as it is used comes as a view of the mapped file; what must be unpacked or ternarized
+    is made anew at every access, so that a backend that places one weight after another never holds two.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Weight]]) -> None:
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> Weight:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers  # Mapping's own would make the weight to find out
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as its files have it: what it is, its weights, and how text becomes tokens."""
+
+    spec: ModelSpec
+    weights: Mapping[str, Weight]
+    tokenizer: Tokenizer | None = None
+    template: ChatTemplate | None = None
+    # What the model's makers advise for sampling: temperature, top_p, top_k.
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+class Cache(Protocol):
+    """One sequence's keys and values; its pages are private to the backend."""
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+
+    def fork(self, length: int | None = None) -> Cache:
+        """A second cache with the first `length` positions of this one; pages are shared until written."""
+
+    def truncate(self, length: int) -> None:
+        """Forget what lies beyond `length`."""
+
+    def close(self) -> None:
+        """Give the pages back; the cache cannot be used any more. Closing twice does nothing."""
+
+
+class Step(NamedTuple):
+    """Tokens to append to one sequence, and what is wanted back."""
+
+    tokens: Tokens  # one or many
+    cache: Cache
+    # Logits of the last token, of all, of none; or the last token's state after the final norm.
+    want: Literal["last", "all", "none", "state"] = "last"
+
+
+class Runner(Protocol):
+    """A model placed on a device. One thread at a time calls it; its caches may be closed from any."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def new_cache(self) -> Cache:
+        """An empty cache; raises OutOfMemory where there is no room for one page."""
+
+    def forward(self, steps: Sequence[Step]) -> list[Array | None]:
+        """Append each step's tokens to its cache, and give what it wants: (vocab,), (tokens, vocab) or (hidden,).
+
+        All steps share each read of the weights. If it raises, no cache has changed.
+        """
+
+    def close(self) -> None:
+        """Give the memory back. Closing twice does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What runs models on one kind of device; found by name through entry points."""
+
+    name: str
+    load: Callable[..., Runner]  # (model, **options)
+    why_not: Callable[[], str | None]  # None where it can run here, else one sentence with the remedy
+    priority: int  # "auto" takes the highest that can run
+    api: int = 1  # refused, with both numbers in the message, where it differs from backends.API
