@@ -104,7 +104,7 @@ class ModelSpec:
         for layer in range(self.layers):
             found.update({f"layers.{layer}.{name}": shape for name, shape in self.layer_shapes().items()})
         found["norm"] = (self.hidden_size,)
-        if not self.tied and self.pooling == "none":
+        if not self.tied:
             found["head"] = (self.vocab_size, self.hidden_size)
         return found
 

@@ -1,0 +1,324 @@
+"""Hugging Face folders: config.json and safetensors, in every form that ternary models are published in.
+
+Forms of a projection, told apart by its tensors and, where those leave it open, by config.json:
+- packed: uint8, four rows a byte, with `weight_scale` that multiplies (linear_class autobitlinear) or
+  divides (bitlinear, and where nothing is said);
+- masters: floats that every forward pass of the original ternarizes by their mean magnitude;
+- ternary floats: the codes multiplied out, one scale a tensor, row or block;
+- plain floats, of a model that is not ternary.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import arithmetic
+from ..errors import FormatError, UnsupportedError
+from ..families import FAMILIES, Config, family_of, parse_config, spec_from_config
+from ..model import Model, ModelSpec, Weight, Weights
+from ..tensor import TernaryTensor
+from .safetensors import SafetensorsFile
+from .strictjson import read_json
+
+CONFIG_LIMIT = 4 << 20
+_INDEX_LIMIT = 64 << 20
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".npz", ".ckpt")
+_EMBEDDING = "embed_tokens.weight"
+
+_PROJECTIONS = {
+    **{f"self_attn.{name}_proj": f"attn.{name}" for name in "qkvo"},
+    **{f"mlp.{name}_proj": f"ffn.{name}" for name in ("gate", "up", "down")},
+}
+_PARTS = {"weight": "", "weight_scale": ".scale", "bias": ".bias", "norm.weight": ".norm", "rms_norm.weight": ".norm"}
+_NORMS = {
+    "input_layernorm": "attn.norm",
+    "post_attention_layernorm": "ffn.norm",
+    "self_attn.attn_sub_norm": "attn.sub_norm",
+    "self_attn.inner_attn_ln": "attn.sub_norm",
+    "mlp.ffn_sub_norm": "ffn.sub_norm",
+    "mlp.ffn_layernorm": "ffn.sub_norm",
+    "self_attn.q_norm": "attn.q_norm",
+    "self_attn.k_norm": "attn.k_norm",
+}
+_POST_NORMS = {
+    "post_attention_layernorm": "attn.post_norm",
+    "pre_feedforward_layernorm": "ffn.norm",
+    "post_feedforward_layernorm": "ffn.post_norm",
+}
+
+_INPUT_NORM = re.compile(r"\.(q|k|v|o|gate|up|down)\.norm$")
+
+Form = Literal["packed", "masters", "ternary", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One tensor of the folder."""
+
+    file: SafetensorsFile
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.file.entries[self.name].shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.file.entries[self.name].dtype
+
+    def array(self) -> npt.NDArray[Any]:
+        return self.file.array(self.name)
+
+    def refuse(self, expected: object, got: object) -> FormatError:
+        return FormatError(self.file.file.path, f"tensor {self.name!r}", expected, got)
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    masters: bool | None = None,
+    inputs: Literal["int8", "float"] | None = None,
+    mapped: bool = True,
+) -> Model:
+    """The model in a folder.
+
+    `masters` says whether float projections are ternarized, and `inputs` what ternary projections multiply;
+    None leaves both to what the files tell.
+    """
+    from ..chat import ChatTemplate  # noqa: PLC0415  # both cost time that tools that only look do not need
+    from ..tokenizer import Tokenizer  # noqa: PLC0415
+
+    path = Path(folder) / "config.json"
+    config = parse_config(read_json(path, limit=CONFIG_LIMIT, same_duplicates=True), path)
+    sources = _canonical(_open_tensors(Path(folder), mapped), FAMILIES[family_of(config, path)].post_norms)
+    form = _form_of(sources, config, masters)
+    spec = spec_from_config(
+        config,
+        path,
+        inputs=inputs or _inputs_of(form, config),
+        projection_norms="layers.0.attn.q.norm" in sources,
+        headless="head" not in sources,
+    )
+    makers = _makers(sources, spec, form, config, folder)
+    return Model(
+        spec, Weights(makers), Tokenizer.from_folder(folder), ChatTemplate.from_folder(folder), _sampling(folder)
+    )
+
+
+def _open_tensors(folder: Path, mapped: bool) -> dict[str, Source]:
+    """Every tensor of the folder's safetensors files, by the name it has there."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return _open_shards(index, mapped)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        single = folder / "model.safetensors"
+        if single not in files:
+            raise _no_single_file(folder, files)
+        files = [single]
+    opened = SafetensorsFile(files[0], mapped=mapped)
+    return {name: Source(opened, name) for name in opened.entries}
+
+
+def _no_single_file(folder: Path, files: list[Path]) -> Exception:
+    if files:
+        return FormatError(folder, "weights", "model.safetensors, or an index of shards", f"{len(files)} other files")
+    pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in _PICKLES]
+    if pickles:
+        return UnsupportedError(
+            f"{folder / pickles[0]}: pickle-based formats can run code and are not read; convert it to safetensors"
+        )
+    return FormatError(folder, "weights", "model.safetensors", "none")
+
+
+def _open_shards(index: Path, mapped: bool) -> dict[str, Source]:
+    value = read_json(index, limit=_INDEX_LIMIT)
+    places = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+        raise FormatError(index, "weight_map", "an object of file names", type(places).__name__)
+    sources: dict[str, Source] = {}
+    for shard in sorted(set(places.values())):
+        if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
+            raise FormatError(index, "weight_map", "names of safetensors files in this folder", shard)
+        if not (index.parent / shard).exists():
+            raise FormatError(index, f"shard {shard}", "a file in this folder", "none")
+        opened = SafetensorsFile(index.parent / shard, mapped=mapped)
+        for name in opened.entries:
+            if places.get(name) != shard:
+                raise FormatError(index, f"tensor {name!r}", f"to be listed in {shard}", places.get(name, "nowhere"))
+            sources[name] = Source(opened, name)
+    if missing := sorted(places.keys() - sources.keys()):
+        raise FormatError(index, f"tensor {missing[0]!r}", f"to be in {places[missing[0]]}", "none")
+    _check_total(value, sources, index)
+    return sources
+
+
+def _check_total(value: Mapping[str, Any], sources: Mapping[str, Source], index: Path) -> None:
+    metadata = value.get("metadata")
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+    entries = [source.file.entries[source.name] for source in sources.values()]
+    total = sum(entry.end - entry.start for entry in entries)
+    if stated is not None and stated != total:
+        raise FormatError(index, "metadata.total_size", f"{total}, as the shards hold", stated)
+
+
+def _canonical(sources: Mapping[str, Source], post_norms: bool) -> dict[str, Source]:
+    """Tensors by canonical name; refuses those that no family has."""
+    embeddings = [name for name in sources if name.endswith(_EMBEDDING)]
+    if len(embeddings) != 1:
+        any_source = next(iter(sources.values()), None)
+        file = any_source.file.file.path if any_source else "safetensors"
+        raise FormatError(file, "tensors", f"one that ends in {_EMBEDDING}", ", ".join(embeddings) or "none")
+    prefix = embeddings[0].removesuffix(_EMBEDDING)
+    norms = _NORMS | _POST_NORMS if post_norms else _NORMS
+    inside = {f"{hf}.{part}": name + ending for hf, name in _PROJECTIONS.items() for part, ending in _PARTS.items()}
+    inside |= {f"{hf}.weight": name for hf, name in norms.items()}
+    found: dict[str, Source] = {}
+    unknown: list[str] = []
+    for name, source in sources.items():
+        canonical = _canonical_name(name, prefix, inside)
+        if canonical is None:
+            unknown.append(name)
+        elif canonical in found:
+            raise source.refuse("one tensor for each weight", f"a second {canonical}")
+        elif canonical:
+            found[canonical] = source
+    if unknown:
+        shown = ", ".join(repr(name) for name in sorted(unknown)[:3])
+        file = sources[unknown[0]].file.file.path
+        raise FormatError(file, "tensors", "only those of the model's family", f"{len(unknown)} others: {shown}")
+    return found
+
+
+def _canonical_name(name: str, prefix: str, inside: Mapping[str, str]) -> str | None:
+    """The canonical name; "" for a tensor that says nothing new, None for one that is unknown."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return ""  # old files store what theta gives
+    if name.endswith("lm_head.weight"):
+        return "head"
+    known = {_EMBEDDING: "embedding", "norm.weight": "norm"}
+    rest = name.removeprefix(prefix) if name.startswith(prefix) else ""
+    if rest in known:
+        return known[rest]
+    head, _, tail = rest.removeprefix("layers.").partition(".")
+    if rest.startswith("layers.") and head.isascii() and head.isdecimal() and str(int(head)) == head and tail in inside:
+        return f"layers.{head}.{inside[tail]}"
+    return None
+
+
+def _form_of(sources: Mapping[str, Source], config: Config, masters: bool | None) -> Form:
+    """How the projections are stored; a model has them all in one form."""
+    sample = sources.get("layers.0.ffn.gate")
+    if sample is None or sample.dtype == np.uint8:
+        return "packed"
+    if masters is not None:
+        return "masters" if masters else "plain"
+    if len(sample.shape) == 2 and TernaryTensor.detect(sample.array()[:64]) is not None:
+        return "ternary"
+    quantized = config.quantization_config is not None or config.model_type == "bitnet"
+    return "masters" if quantized or "layers.0.attn.q.norm" in sources else "plain"
+
+
+def _inputs_of(form: Form, config: Config) -> Literal["int8", "float"]:
+    """BitNet's recipe quantizes activations; models that publish ternary floats without it do not."""
+    recipe = config.quantization_config is not None or config.model_type == "bitnet"
+    return "int8" if form in ("packed", "masters") or (form == "ternary" and recipe) else "float"
+
+
+def _makers(
+    sources: dict[str, Source], spec: ModelSpec, form: Form, config: Config, folder: str | os.PathLike[str]
+) -> dict[str, Callable[[], Weight]]:
+    """What makes each weight, once its tensor is known to be there and of the right shape."""
+    if spec.tied:
+        sources.pop("head", None)  # some files repeat the embedding
+    shapes = spec.shapes()
+    scales = {name for name in sources if name.endswith(".scale")}
+    missing, extra = sorted(shapes.keys() - sources.keys()), sorted(sources.keys() - shapes.keys() - scales)
+    for names, what in ((missing, "missing"), (extra, "too many for this config")):
+        if names:
+            shown = ", ".join(names[:3])
+            raise FormatError(folder, "tensors", f"the {len(shapes)} of the config", f"{len(names)} {what}: {shown}")
+    offset = FAMILIES[spec.family].norm_offset
+    divides = (config.quantization_config is None) or config.quantization_config.linear_class != "autobitlinear"
+    makers: dict[str, Callable[[], Weight]] = {}
+    for name, shape in shapes.items():
+        source = sources[name]
+        if len(shape) == 1:
+            shift = offset if name.endswith("norm") and not _INPUT_NORM.search(name) else 0.0
+            makers[name] = partial(_vector, _checked(source, shape), shift)
+        elif source.dtype == np.uint8:
+            scale = _scale_source(sources, name, shape)
+            makers[name] = partial(_packed, _checked(source, (-(-shape[0] // 4), shape[1])), scale, divides, shape)
+        else:
+            inner = form if name.startswith("layers.") else "ternary"  # a head may be ternary, never a master
+            makers[name] = partial(_matrix, _checked(source, shape), inner)
+    return makers
+
+
+def _checked(source: Source, shape: tuple[int, ...]) -> Source:
+    if source.shape != shape:
+        raise source.refuse(f"shape {list(shape)}", list(source.shape))
+    if source.dtype != np.uint8 and source.dtype.kind not in "fV":  # V: bfloat16 is no type of NumPy's own
+        raise source.refuse("F32, F16 or BF16", source.dtype)
+    return source
+
+
+def _scale_source(sources: Mapping[str, Source], name: str, shape: tuple[int, ...]) -> Source:
+    scale = sources.get(f"{name}.scale")
+    if scale is None:
+        raise sources[name].refuse("a weight_scale beside packed weights", "none")
+    if scale.shape not in ((), (1,), (shape[0],), (shape[0], 1)):
+        raise scale.refuse(f"one scale, or {shape[0]}", f"shape {list(scale.shape)}")
+    return scale
+
+
+def _vector(source: Source, offset: float) -> npt.NDArray[np.generic]:
+    return source.array().astype(np.float32) + np.float32(offset)
+
+
+def _packed(source: Source, scale: Source, divides: bool, shape: tuple[int, ...]) -> TernaryTensor:
+    factors = scale.array().astype(np.float32).reshape(-1, 1)
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise scale.refuse("finite scales above zero", factors.ravel()[:4])
+    if divides:
+        factors = np.float32(1) / factors
+    return TernaryTensor(source.array(), factors, (shape[0], shape[1]), "hf_rows")
+
+
+def _matrix(source: Source, form: Form) -> Weight:
+    array = source.array()
+    if form == "masters":
+        codes, scale = arithmetic.absmean(array)
+        return TernaryTensor.from_codes(codes, scale)
+    found = TernaryTensor.detect(array) if form == "ternary" else None
+    return array if found is None else found
+
+
+def _sampling(folder: str | os.PathLike[str]) -> dict[str, float]:
+    """What generation_config.json advises."""
+    path = Path(folder) / "generation_config.json"
+    if not path.exists():
+        return {}
+    value = read_json(path, limit=CONFIG_LIMIT)
+    if not isinstance(value, dict):
+        raise FormatError(path, "JSON", "an object", type(value).__name__)
+    if value.get("do_sample") is False:
+        return {"temperature": 0.0}
+    found = {}
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+        number = value.get(name)
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
+            raise FormatError(path, name, "a number from 0", number)
+        found[name] = number
+    return found
