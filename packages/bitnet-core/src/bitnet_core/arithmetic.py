@@ -22,7 +22,7 @@ def absmean(weights: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.int8], np
 def absmax(activations: Array) -> tuple[npt.NDArray[np.int8], Array]:
     """Each row as int8 and the scale that was multiplied with, 127 / max|x|: divide by it to come back."""
     largest = np.maximum(np.abs(activations).max(axis=-1, keepdims=True), EPS)
-    scale = (np.float32(1) / largest) * np.float32(127)  # as frameworks divide a number by a tensor
+    scale = np.float32(127) / largest
     return np.clip(np.rint(activations * scale), -128, 127).astype(np.int8), scale
 
 

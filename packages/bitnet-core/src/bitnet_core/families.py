@@ -1,100 +1,18 @@
-"""The families of models that are read: what each calls itself, and how its config.json becomes a ModelSpec.
-
-Only the fields of `Config` are looked at. What else a config.json holds, such as code to import or
-repositories to fetch, is inert text.
-"""
+"""The families of models that are read: what each calls itself, and what its files leave unsaid."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
-
-import msgspec
-from msgspec import Meta
-
-from . import rope
-from .errors import FormatError, UnsupportedError, printable
-from .model import ATTENTION, FFN, ModelSpec, Rope
-
-Count = Annotated[int, Meta(ge=1, le=2**24)]
-Depth = Annotated[int, Meta(ge=1, le=4096)]
-Positive = Annotated[float, Meta(gt=0, le=1e12)]
-
-
-class RopeConfig(msgspec.Struct):
-    """How positions are stretched: `rope_scaling` of older files, `rope_parameters` of newer ones."""
-
-    rope_type: str | None = None
-    type: str | None = None
-    rope_theta: Positive | None = None
-    factor: Positive | None = None
-    low_freq_factor: Positive = 1.0
-    high_freq_factor: Positive = 4.0
-    beta_fast: Positive | None = None
-    beta_slow: Positive | None = None
-    attention_factor: Positive | None = None
-    original_max_position_embeddings: Count | None = None
-    partial_rotary_factor: Positive | None = None
-    short_factor: list[Positive] = []
-    long_factor: list[Positive] = []
-
-
-class QuantizationConfig(msgspec.Struct):
-    """What transformers' BitNet integration writes."""
-
-    quant_method: str = ""
-    linear_class: Literal["bitlinear", "autobitlinear"] | None = None
-    quantization_mode: Literal["offline", "online"] | None = None
-    use_rms_norm: bool | None = None
-    rms_norm_eps: Positive | None = None
-
-
-class Config(msgspec.Struct):
-    """The allow-list of config.json: every field that is read, with its bounds."""
-
-    hidden_size: Count
-    intermediate_size: Count
-    num_hidden_layers: Depth
-    num_attention_heads: Depth
-    vocab_size: Count
-    model_type: str = ""
-    architectures: list[str] | None = None
-    num_key_value_heads: Depth | None = None
-    head_dim: Annotated[int, Meta(ge=2, le=4096)] | None = None
-    max_position_embeddings: Count = 2048
-    rms_norm_eps: Annotated[float, Meta(gt=0, lt=1)] | None = None
-    hidden_act: str | None = None
-    hidden_activation: str | None = None
-    attention_bias: bool | None = None
-    mlp_bias: bool | None = None
-    tie_word_embeddings: bool | None = None
-    rope_theta: Positive | None = None
-    rope_scaling: RopeConfig | None = None
-    rope_parameters: dict[str, Any] | None = None  # a RopeConfig, or one for each kind of layer
-    rope_local_base_freq: Positive | None = None
-    rope_interleaved: bool | None = None
-    partial_rotary_factor: Positive | None = None
-    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
-    sliding_window: Count | None = None
-    sliding_window_pattern: Depth | None = None
-    use_sliding_window: bool | None = None
-    use_bidirectional_attention: bool | None = None
-    query_pre_attn_scalar: Positive | None = None
-    attn_logit_softcapping: float | None = None
-    final_logit_softcapping: float | None = None
-    scale_emb: Positive | None = None
-    scale_depth: Positive | None = None
-    dim_model_base: Positive | None = None
-    quantization_config: QuantizationConfig | None = None
+from types import MappingProxyType
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What the files of one family leave unsaid."""
 
+    title: str  # what transformers' classes are called by
     model_types: tuple[str, ...]  # of config.json
     architectures: tuple[str, ...]  # of GGUF files
     activation: Literal["relu2", "silu", "gelu"] = "silu"
@@ -109,228 +27,34 @@ class Family:
     tied: bool = False
 
 
-FAMILIES: Mapping[str, Family] = {
-    "bitnet": Family(
-        model_types=("bitnet",),
-        architectures=("bitnet", "bitnet-25", "bitnet-b1.58"),
-        activation="relu2",
-        sub_norms="block",
-        eps=1e-5,
-        theta=500_000.0,
-    ),
-    "llama": Family(model_types=("llama",), architectures=("llama",)),
-    "qwen2": Family(model_types=("qwen2",), architectures=("qwen2",), biases=("attn.q", "attn.k", "attn.v")),
-    "qwen3": Family(model_types=("qwen3",), architectures=("qwen3",), qk_norm=True, head_size=128),
-    "gemma3": Family(
-        model_types=("gemma3_text", "gemma3"),
-        architectures=("gemma3",),
-        activation="gelu",
-        qk_norm=True,
-        post_norms=True,
-        norm_offset=1.0,
-        theta=1_000_000.0,
-        head_size=256,
-        tied=True,
-    ),
-    "minicpm": Family(model_types=("minicpm",), architectures=("minicpm",), tied=True),
-}
-
-_ACTIVATIONS: Mapping[str, Literal["relu2", "silu", "gelu"]] = {
-    "relu2": "relu2",
-    "silu": "silu",
-    "gelu_pytorch_tanh": "gelu",
-}
-
-
-def parse_config(value: Any, file: str | os.PathLike[str]) -> Config:
-    """The fields of a config.json that are read, each of its type and within its bounds."""
-    if not isinstance(value, dict):
-        raise FormatError(file, "JSON", "an object", type(value).__name__)
-    return _typed(value, Config, file, "")
-
-
-def family_of(config: Config, file: str | os.PathLike[str]) -> str:
-    """The name in FAMILIES of what a config.json describes."""
-    for name, family in FAMILIES.items():
-        if config.model_type in family.model_types:
-            return name
-    known = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
-    got = printable(config.model_type)
-    raise UnsupportedError(f"{os.fspath(file)}: model_type: {got!r} is not a family that is known; there are {known}")
-
-
-def spec_from_config(
-    config: Config,
-    file: str | os.PathLike[str],
-    *,
-    inputs: Literal["int8", "float"],
-    projection_norms: bool = False,
-    headless: bool = False,
-) -> ModelSpec:
-    """The spec that a config.json describes; the flags are what only the tensors beside it tell.
-
-    `projection_norms`: a norm stands in front of every projection. `headless`: there is no output matrix.
-    """
-    name = family_of(config, file)
-    family = FAMILIES[name]
-    _refuse_unknown_arithmetic(config, file)
-    head_size = _head_size(config, family, file)
-    windows = _windows(config, name, file)
-    pooled = not (config.architectures or ["ForCausalLM"])[0].endswith("ForCausalLM")
-    tied = family.tied if config.tie_word_embeddings is None else config.tie_word_embeddings
-    quantization = config.quantization_config or QuantizationConfig()
-    norm_eps = config.rms_norm_eps or family.eps
-    layers = config.num_hidden_layers
-    return ModelSpec(
-        family=name,
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        ffn_size=config.intermediate_size,
-        layers=layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_size=head_size,
-        context=config.max_position_embeddings,
-        rope=_rope(config, family, head_size, "full_attention", file),
-        local_rope=_rope(config, family, head_size, "sliding_attention", file) if windows else None,
-        windows=windows,
-        norm_eps=norm_eps,
-        activation=_activation(config, family, file),
-        sub_norms="projection" if projection_norms else family.sub_norms,
-        # transformers' own norm in front of a projection has an eps of its own; the others share the model's.
-        sub_norm_eps=(quantization.rms_norm_eps or 1e-6) if quantization.use_rms_norm else norm_eps,
-        inputs=inputs,
-        qk_norm=family.qk_norm,
-        post_norms=family.post_norms,
-        biases=_biases(config, family),
-        attention_scale=config.query_pre_attn_scalar**-0.5 if config.query_pre_attn_scalar else None,
-        embedding_scale=config.hidden_size**0.5 if name == "gemma3" else config.scale_emb or 1.0,
-        residual_scale=config.scale_depth / layers**0.5 if config.scale_depth else 1.0,
-        logit_scale=config.dim_model_base / config.hidden_size if config.dim_model_base else 1.0,
-        tied=tied or (pooled and headless),
-        pooling="last" if pooled else "none",
-    )
-
-
-def _refuse_unknown_arithmetic(config: Config, file: str | os.PathLike[str]) -> None:
-    """Fields that would change every number if they were passed over."""
-    for field in (
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-        "use_bidirectional_attention",
-        "rope_interleaved",
-    ):
-        if value := getattr(config, field):
-            raise UnsupportedError(
-                f"{os.fspath(file)}: {field}: {value} is not supported; no ternary model is known to use it"
-            )
-    method = config.quantization_config.quant_method if config.quantization_config else "bitnet"
-    if method != "bitnet":
-        raise UnsupportedError(
-            f"{os.fspath(file)}: quantization_config.quant_method: {printable(method)!r} is not ternary; 'bitnet' is"
-        )
-
-
-def _head_size(config: Config, family: Family, file: str | os.PathLike[str]) -> int:
-    heads, keys = config.num_attention_heads, config.num_key_value_heads
-    if keys and heads % keys:
-        raise FormatError(file, "num_key_value_heads", f"a divisor of num_attention_heads = {heads}", keys)
-    if size := config.head_dim or family.head_size:
-        if size % 2:
-            raise FormatError(file, "head_dim", "an even number", size)
-        return size
-    if config.hidden_size % (2 * heads):
-        raise FormatError(file, "hidden_size", f"an even multiple of num_attention_heads = {heads}", config.hidden_size)
-    return config.hidden_size // heads
-
-
-def _activation(config: Config, family: Family, file: str | os.PathLike[str]) -> Literal["relu2", "silu", "gelu"]:
-    name = config.hidden_activation or config.hidden_act
-    if name is None:
-        return family.activation
-    if name not in _ACTIVATIONS:
-        raise FormatError(file, "hidden_act", f"one of {', '.join(_ACTIVATIONS)}", name)
-    return _ACTIVATIONS[name]
-
-
-def _biases(config: Config, family: Family) -> tuple[str, ...]:
-    attention = tuple(f"attn.{name}" for name in ATTENTION) if config.attention_bias else family.biases
-    return attention + (tuple(f"ffn.{name}" for name in FFN) if config.mlp_bias else ())
-
-
-def _windows(config: Config, family: str, file: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Positions that each layer sees back; () where all layers see everything."""
-    if config.sliding_window is None or not (family == "gemma3" or config.use_sliding_window):
-        return ()
-    layers, size = config.num_hidden_layers, config.sliding_window
-    if config.layer_types is None:
-        if family != "gemma3":
-            raise FormatError(file, "layer_types", "a list, since use_sliding_window is set", "none")
-        pattern = config.sliding_window_pattern or 6
-        return tuple(size if (layer + 1) % pattern else 0 for layer in range(layers))
-    if len(config.layer_types) != layers:
-        raise FormatError(file, "layer_types", f"{layers} entries, one a layer", len(config.layer_types))
-    return tuple(size if kind == "sliding_attention" else 0 for kind in config.layer_types)
-
-
-def _rope(config: Config, family: Family, head_size: int, layers: str, file: str | os.PathLike[str]) -> Rope:
-    """The rotation of the layers of one kind, from any of the three forms that files have it in."""
-    parameters, path = config.rope_parameters or {}, "rope_parameters"
-    if "full_attention" in parameters:
-        parameters, path = parameters.get(layers) or {}, f"rope_parameters.{layers}"
-    stretch = _typed(parameters, RopeConfig, file, path)
-    if config.rope_scaling and layers == "full_attention":
-        stretch, path = config.rope_scaling, "rope_scaling"
-    default = config.rope_theta or family.theta
-    if layers == "sliding_attention":
-        default = config.rope_local_base_freq or 10000.0
-    theta = stretch.rope_theta or default
-    size = int(head_size * (stretch.partial_rotary_factor or config.partial_rotary_factor or 1.0))
-    if size % 2 or not 2 <= size <= head_size:
-        raise FormatError(file, "partial_rotary_factor", f"an even share of head_dim = {head_size}", size)
-    return _stretched(stretch, theta, size, config.max_position_embeddings, f"{os.fspath(file)}: {path}")
-
-
-def _stretched(stretch: RopeConfig, theta: float, size: int, context: int, where: str) -> Rope:
-    kind = stretch.rope_type or stretch.type or "default"
-    original, factor = stretch.original_max_position_embeddings or context, stretch.factor
-    if kind == "default":
-        return Rope(theta=theta, size=size)
-    if kind == "longrope":
-        # The long divisors are for texts beyond the original length: a model that tells them apart would
-        # need its cache made anew at the border, so the set of the stated context is taken for all.
-        chosen = stretch.long_factor if context > original else stretch.short_factor
-        if len(chosen) != size // 2:
-            raise UnsupportedError(f"{where}: expected {size // 2} factors, one a pair, got {len(chosen)}")
-        return rope.longrope(theta, size, chosen, original, context)
-    if factor is None:
-        raise UnsupportedError(f"{where}.factor: expected a number for rope_type {kind!r}, got none")
-    if kind == "linear":
-        return rope.linear(theta, size, factor)
-    if kind == "llama3":
-        return rope.llama3(theta, size, factor, stretch.low_freq_factor, stretch.high_freq_factor, original)
-    if kind == "yarn":
-        fast, slow = stretch.beta_fast or 32.0, stretch.beta_slow or 1.0
-        return rope.yarn(theta, size, factor, original, fast=fast, slow=slow, magnitude=stretch.attention_factor)
-    raise UnsupportedError(
-        f"{where}.rope_type: {printable(kind)!r} is not supported; default, linear, llama3, longrope and yarn are"
-    )
-
-
-_Typed = TypeVar("_Typed")
-
-
-def _typed(value: Any, kind: type[_Typed], file: str | os.PathLike[str], path: str) -> _Typed:
-    """`value` as a struct; `path` says where in the file it stands."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, inner = str(error).partition(" - at `$")
-        got = value
-        for key, index in re.findall(r"\.([\w.]+)|\[(\d+)\]", inner):
-            got = got.get(key) if isinstance(got, dict) else got[int(index)] if isinstance(got, list) else got
-        field = f"{path}{inner.rstrip('`')}".lstrip(".") or "JSON"
-        if missing := re.search(r"missing required field `(\w+)`", message):
-            raise FormatError(file, missing[1], "a value", "none") from error
-        expected = message.removeprefix("Expected ").split(", got")[0].replace("`", "")
-        raise FormatError(file, field, expected, repr(got)) from error
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "bitnet": Family(
+            title="BitNet",
+            model_types=("bitnet",),
+            architectures=("bitnet", "bitnet-25", "bitnet-b1.58"),
+            activation="relu2",
+            sub_norms="block",
+            eps=1e-5,
+            theta=500_000.0,
+        ),
+        "llama": Family(title="Llama", model_types=("llama",), architectures=("llama",)),
+        "qwen2": Family(
+            title="Qwen2", model_types=("qwen2",), architectures=("qwen2",), biases=("attn.q", "attn.k", "attn.v")
+        ),
+        "qwen3": Family(title="Qwen3", model_types=("qwen3",), architectures=("qwen3",), qk_norm=True, head_size=128),
+        "gemma3": Family(
+            title="Gemma3",
+            model_types=("gemma3_text", "gemma3"),
+            architectures=("gemma3",),
+            activation="gelu",
+            qk_norm=True,
+            post_norms=True,
+            norm_offset=1.0,
+            theta=1_000_000.0,
+            head_size=256,
+            tied=True,
+        ),
+        "minicpm": Family(title="MiniCPM", model_types=("minicpm",), architectures=("minicpm",), tied=True),
+    }
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
+from .durable import replacing
 from .mapped import MappedFile
 from .strictjson import parse_json
 
@@ -33,6 +35,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
 }
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _HEADER_LIMIT = 100_000_000  # the format's own
 _ENTRY_LIMIT = 65_536
 _METADATA_LIMIT = 1 << 20
@@ -151,3 +154,30 @@ def _check_tiling(entries: Mapping[str, Entry], start: int, file: MappedFile) ->
         end = entry.end
     if end != file.size:
         raise FormatError(file.path, "data", f"{end - start} bytes", f"{file.size - start}", offset=end)
+
+
+def write(path: str | os.PathLike[str], arrays: Iterable[tuple[str, npt.NDArray[Any]]], *, header_room: int) -> None:
+    """Write arrays one after another as they are made; the file is whole or not there.
+
+    The header stands first and is known last: `header_room` bytes are left for it, and what it does not need
+    is filled with the spaces that the format allows.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    length = -(-header_room // 64) * 64
+    end = 0
+    with replacing(path) as stream:
+        stream.seek(8 + length)
+        for name, array in arrays:
+            data = np.ascontiguousarray(array)
+            header[name] = {
+                "dtype": _NAMES[data.dtype],
+                "shape": list(data.shape),
+                "data_offsets": [end, end + data.nbytes],
+            }
+            stream.write(data.reshape(-1).view(np.uint8).data)
+            end += data.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise ValueError(f"{os.fspath(path)}: a header of {len(text)} bytes was left {length}")
+        stream.seek(0)
+        stream.write(length.to_bytes(8, "little") + text.ljust(length))

@@ -31,9 +31,9 @@ _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 _STEP = 1 << 20  # bytes read ahead of what is needed
 
 BOOL, STRING, ARRAY = 7, 8, 9
-# What a number is, by the type's id: 0 to 6, and 10 to 12.
+# What a number is, by the type's id, as both struct and NumPy spell it.
 NUMBERS: Mapping[int, str] = MappingProxyType(
-    {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 10: "<u8", 11: "<i8", 12: "<f8"}
+    {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 10: "<Q", 11: "<q", 12: "<d"}
 )
 _UINT32 = 4
 
@@ -129,7 +129,7 @@ class _Cursor:
         return start
 
     def number(self, layout: str, field: str) -> int:
-        """One integer; `layout` is a format of the struct module."""
+        """One number; `layout` is a format of the struct module."""
         start = self.take(struct.calcsize(layout), field)
         value: int = struct.unpack_from(layout, self.buffer, start)[0]
         return value
@@ -236,9 +236,7 @@ def _read_value(cursor: _Cursor, kind: int, key: str) -> object:
         return cursor.buffer[start] == 1
     if kind not in NUMBERS:
         raise FormatError(cursor.path, f"{field} type", "0..12", kind, offset=cursor.position - 4)
-    number = np.dtype(NUMBERS[kind])
-    start = cursor.take(number.itemsize, field)
-    return np.frombuffer(bytes(cursor.buffer[start : cursor.position]), number)[0].item()
+    return cursor.number(NUMBERS[kind], field)
 
 
 def _decoded(data: bytes, file: str, field: str, at: int) -> str:

@@ -43,7 +43,11 @@ class Strings(Sequence[str]):
         return (self._decode(start, index) for index, start in enumerate(self._starts.tolist()))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(mine == its for mine, its in zip(self, other, strict=True))
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -109,19 +113,19 @@ def _guess(buffer: memoryview, position: int, starts: npt.NDArray[np.int64]) -> 
     The length of a string below 64 KiB ends in six zero bytes, which text does not hold. So a string begins
     seven bytes in front of the last zero of such a run. A wrong guess breaks the chain, and is not used.
     """
-    data = np.frombuffer(buffer, np.uint8)[position:]
-    if len(data) < 16:
+    # The window is no longer than that many usual strings take: else many short arrays would each cost a long look.
+    data = np.frombuffer(buffer, np.uint8)[position:][: 64 * len(starts)]
+    if len(starts) < _FEW:
         return Found(0, position)
     zero = data == 0
-    last = zero[7:-1] & ~zero[8:]
-    for back in range(2, 7):
-        last &= zero[back:-8 + back + 0] if back < 7 else zero[7:-1]
-    begins = np.flatnonzero(last)
+    begin = ~zero[8:]
+    for back in range(2, 8):
+        begin &= zero[back : back - 8]
+    begins = np.flatnonzero(begin)[: len(starts) + 1]
     if len(begins) == 0 or begins[0] != 0:
         return Found(0, position)
-    begins = begins[: len(starts)]
     ends = begins + 8 + data[begins] + data[begins + 1].astype(np.int64) * 256
-    holds = ends[:-1] == begins[1:]
-    count = int(np.argmin(holds)) if len(holds) and not holds.all() else len(holds)
+    links = ends[:-1] == begins[1:]
+    count = len(links) if links.all() else int(np.argmin(links))
     starts[:count] = begins[:count] + position
     return Found(count, position + int(begins[count]))

@@ -11,7 +11,6 @@ Forms of a projection, told apart by its tensors and, where those leave it open,
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,18 +20,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .. import arithmetic
-from ..errors import FormatError, UnsupportedError
-from ..families import FAMILIES, Config, family_of, parse_config, spec_from_config
-from ..model import Model, ModelSpec, Weight, Weights
-from ..tensor import TernaryTensor
-from .safetensors import SafetensorsFile
-from .strictjson import read_json
+from ... import arithmetic
+from ...errors import FormatError, UnsupportedError
+from ...families import FAMILIES
+from ...model import Model, ModelSpec, Weight, Weights
+from ...tensor import TernaryTensor
+from ..safetensors import SafetensorsFile
+from ..strictjson import read_json
+from . import names
+from .config import Config, family_of, parse_config, spec_from_config
 
 CONFIG_LIMIT = 4 << 20
 _INDEX_LIMIT = 64 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".npz", ".ckpt")
-_EMBEDDING = "embed_tokens.weight"
 
 _PROJECTIONS = {
     **{f"self_attn.{name}_proj": f"attn.{name}" for name in "qkvo"},
@@ -54,8 +54,6 @@ _POST_NORMS = {
     "pre_feedforward_layernorm": "ffn.norm",
     "post_feedforward_layernorm": "ffn.post_norm",
 }
-
-_INPUT_NORM = re.compile(r"\.(q|k|v|o|gate|up|down)\.norm$")
 
 Form = Literal["packed", "masters", "ternary", "plain"]
 
@@ -94,8 +92,8 @@ def load(
     `masters` says whether float projections are ternarized, and `inputs` what ternary projections multiply;
     None leaves both to what the files tell.
     """
-    from ..chat import ChatTemplate  # noqa: PLC0415  # both cost time that tools that only look do not need
-    from ..tokenizer import Tokenizer  # noqa: PLC0415
+    from ...chat import ChatTemplate  # noqa: PLC0415  # both cost time that tools that only look do not need
+    from ...tokenizer import Tokenizer  # noqa: PLC0415
 
     path = Path(folder) / "config.json"
     config = parse_config(read_json(path, limit=CONFIG_LIMIT, same_duplicates=True), path)
@@ -173,19 +171,16 @@ def _check_total(value: Mapping[str, Any], sources: Mapping[str, Source], index:
 
 def _canonical(sources: Mapping[str, Source], post_norms: bool) -> dict[str, Source]:
     """Tensors by canonical name; refuses those that no family has."""
-    embeddings = [name for name in sources if name.endswith(_EMBEDDING)]
+    embeddings = [name for name in sources if name.endswith(names.EMBEDDING)]
     if len(embeddings) != 1:
-        any_source = next(iter(sources.values()), None)
-        file = any_source.file.file.path if any_source else "safetensors"
-        raise FormatError(file, "tensors", f"one that ends in {_EMBEDDING}", ", ".join(embeddings) or "none")
-    prefix = embeddings[0].removesuffix(_EMBEDDING)
-    norms = _NORMS | _POST_NORMS if post_norms else _NORMS
-    inside = {f"{hf}.{part}": name + ending for hf, name in _PROJECTIONS.items() for part, ending in _PARTS.items()}
-    inside |= {f"{hf}.weight": name for hf, name in norms.items()}
+        file = next((source.file.file.path for source in sources.values()), "safetensors")
+        raise FormatError(file, "tensors", f"one that ends in {names.EMBEDDING}", ", ".join(embeddings) or "none")
+    prefix = embeddings[0].removesuffix(names.EMBEDDING)
+    in_layer = dict(names.names_in_layer(post_norms=post_norms))
     found: dict[str, Source] = {}
     unknown: list[str] = []
     for name, source in sources.items():
-        canonical = _canonical_name(name, prefix, inside)
+        canonical = names.canonical_name(name, prefix, in_layer)
         if canonical is None:
             unknown.append(name)
         elif canonical in found:
@@ -197,22 +192,6 @@ def _canonical(sources: Mapping[str, Source], post_norms: bool) -> dict[str, Sou
         file = sources[unknown[0]].file.file.path
         raise FormatError(file, "tensors", "only those of the model's family", f"{len(unknown)} others: {shown}")
     return found
-
-
-def _canonical_name(name: str, prefix: str, inside: Mapping[str, str]) -> str | None:
-    """The canonical name; "" for a tensor that says nothing new, None for one that is unknown."""
-    if name.endswith("rotary_emb.inv_freq"):
-        return ""  # old files store what theta gives
-    if name.endswith("lm_head.weight"):
-        return "head"
-    known = {_EMBEDDING: "embedding", "norm.weight": "norm"}
-    rest = name.removeprefix(prefix) if name.startswith(prefix) else ""
-    if rest in known:
-        return known[rest]
-    head, _, tail = rest.removeprefix("layers.").partition(".")
-    if rest.startswith("layers.") and head.isascii() and head.isdecimal() and str(int(head)) == head and tail in inside:
-        return f"layers.{head}.{inside[tail]}"
-    return None
 
 
 def _form_of(sources: Mapping[str, Source], config: Config, masters: bool | None) -> Form:
@@ -243,17 +222,17 @@ def _makers(
     shapes = spec.shapes()
     scales = {name for name in sources if name.endswith(".scale")}
     missing, extra = sorted(shapes.keys() - sources.keys()), sorted(sources.keys() - shapes.keys() - scales)
-    for names, what in ((missing, "missing"), (extra, "too many for this config")):
-        if names:
-            shown = ", ".join(names[:3])
-            raise FormatError(folder, "tensors", f"the {len(shapes)} of the config", f"{len(names)} {what}: {shown}")
+    for wrong, what in ((missing, "missing"), (extra, "too many for this config")):
+        if wrong:
+            shown = ", ".join(wrong[:3])
+            raise FormatError(folder, "tensors", f"the {len(shapes)} of the config", f"{len(wrong)} {what}: {shown}")
     offset = FAMILIES[spec.family].norm_offset
     divides = (config.quantization_config is None) or config.quantization_config.linear_class != "autobitlinear"
     makers: dict[str, Callable[[], Weight]] = {}
     for name, shape in shapes.items():
         source = sources[name]
         if len(shape) == 1:
-            shift = offset if name.endswith("norm") and not _INPUT_NORM.search(name) else 0.0
+            shift = offset if names.is_shifted_norm(name) else 0.0
             makers[name] = partial(_vector, _checked(source, shape), shift)
         elif source.dtype == np.uint8:
             scale = _scale_source(sources, name, shape)

@@ -1,0 +1,276 @@
+"""The tensor types of GGUF files: how many bytes each takes, and what they mean.
+
+Ternary types come as a TernaryTensor whose data is a view of the file's bytes; the scales between them are
+copied out. F32, F16 and BF16 come as views, all others as float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from ... import layouts
+from ...errors import FormatError
+from ...model import Weight
+from ...tensor import TernaryTensor
+from . import blocks
+from .blocks import Bytes
+
+Floats = npt.NDArray[np.float32]
+_CHUNK = 1 << 20  # bytes looked at, or elements decoded, at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One tensor type: blocks of `block` elements in `size` bytes, and `tail` bytes behind them all."""
+
+    id: int
+    name: str
+    block: int
+    size: int
+    tail: int = 0
+    dtype: np.dtype[Any] | None = None  # of what is stored as it is used
+    decode: Callable[[Bytes], Floats] | None = None  # (blocks, size) -> (blocks, block)
+    layout: str | None = None  # of a ternary type
+    scale_at: int = 0  # where a block's float16 scale stands; a type with a tail has its float32 there
+
+    @property
+    def read(self) -> bool:
+        """Whether there is more known of it than its size."""
+        return bool(self.tail or self.layout or self.decode or self.dtype is not None)
+
+    def nbytes(self, shape: Sequence[int]) -> int | None:
+        """What a tensor of `shape` takes; None where its blocks do not fit it."""
+        count = math.prod(shape)
+        # A type with one scale for all has its blocks run over the borders of rows.
+        if (count if self.tail else shape[-1]) % self.block:
+            return None
+        return count // self.block * self.size + self.tail
+
+
+def _plain(number: int, name: str, dtype: Any) -> Kind:
+    kind = np.dtype(dtype)
+    return Kind(number, name, 1, kind.itemsize, dtype=kind)
+
+
+_I2_S = Kind(36, "I2_S", 128, 32, 32, layout="i2_s_128")
+KINDS: tuple[Kind, ...] = (
+    _plain(0, "F32", "<f4"),
+    _plain(1, "F16", "<f2"),
+    _plain(30, "BF16", ml_dtypes.bfloat16),
+    Kind(2, "Q4_0", 32, 18, decode=blocks.q4_0),
+    Kind(3, "Q4_1", 32, 20, decode=blocks.q4_1),
+    Kind(6, "Q5_0", 32, 22, decode=blocks.q5_0),
+    Kind(7, "Q5_1", 32, 24, decode=blocks.q5_1),
+    Kind(8, "Q8_0", 32, 34, decode=blocks.q8_0),
+    Kind(10, "Q2_K", 256, 84, decode=blocks.q2_k),
+    Kind(11, "Q3_K", 256, 110, decode=blocks.q3_k),
+    Kind(12, "Q4_K", 256, 144, decode=blocks.q4_k),
+    Kind(13, "Q5_K", 256, 176, decode=blocks.q5_k),
+    Kind(14, "Q6_K", 256, 210, decode=blocks.q6_k),
+    Kind(34, "TQ1_0", 256, 54, layout="tq1_0", scale_at=52),
+    Kind(35, "TQ2_0", 256, 66, layout="tq2_0", scale_at=64),
+    _I2_S,
+    Kind(37, "I8_S", 1, 1, 32),
+    Kind(42, "Q2_0 in blocks of 64", 64, 18, layout="q2_0_64"),
+    Kind(42, "Q2_0 in blocks of 128", 128, 34, layout="q2_0_128"),
+    # What ggml once used the ids of I2_S and I8_S for. Not read; here so that their sizes can speak up.
+    Kind(36, "IQ4_NL_4_4", 32, 18),
+    Kind(37, "IQ4_NL_4_8", 32, 18),
+)
+
+_FROM_SOURCE = "convert the model from its Hugging Face folder"
+_REQUANTIZE = "store the tensor as F16, BF16 or Q6_K"
+# Types that are known and not read: name, and what to do.
+UNREAD: Mapping[int, tuple[str, str]] = MappingProxyType(
+    {
+        9: ("Q8_1", _REQUANTIZE),
+        15: ("Q8_K", _REQUANTIZE),
+        16: ("IQ2_XXS", _REQUANTIZE),
+        17: ("IQ2_XS", _REQUANTIZE),
+        18: ("IQ3_XXS", _REQUANTIZE),
+        19: ("IQ1_S", _REQUANTIZE),
+        20: ("IQ4_NL", _REQUANTIZE),
+        21: ("IQ3_S", _REQUANTIZE),
+        22: ("IQ2_S", _REQUANTIZE),
+        23: ("IQ4_XS", _REQUANTIZE),
+        24: ("I8", _REQUANTIZE),
+        25: ("I16", _REQUANTIZE),
+        26: ("I32", _REQUANTIZE),
+        27: ("I64", _REQUANTIZE),
+        28: ("F64", _REQUANTIZE),
+        29: ("IQ1_M", _REQUANTIZE),
+        38: ("ambiguous (TL1 in bitnet.cpp, IQ4_NL_8_8 in ggml)", f"neither is read; {_FROM_SOURCE}"),
+        39: ("ambiguous (TL2 in bitnet.cpp, MXFP4 in ggml)", f"neither is read; {_FROM_SOURCE}"),
+        40: ("NVFP4", _REQUANTIZE),
+        41: ("Q1_0", "its codes are -1 and 1 alone; it is not read"),
+        134: ("IQ1_BN of ik_llama.cpp", f"{_FROM_SOURCE}, or to I2_S"),
+        135: ("IQ2_BN of ik_llama.cpp", f"{_FROM_SOURCE}, or to I2_S"),
+        335: ("IQ2_BN_R4 of ik_llama.cpp", f"{_FROM_SOURCE}, or to I2_S"),
+        142: ("a Hadamard type of Bonsai", "take the model's Q2_0 file"),
+        143: ("a Hadamard type of Bonsai", "take the model's Q2_0 file"),
+    }
+)
+
+
+def readings(number: int, i2_s_group: int = 128) -> tuple[Kind, ...]:
+    """What the type with this id may be; more than one where forks gave the id away twice."""
+    found = tuple(kind for kind in KINDS if kind.id == number)
+    if i2_s_group == 128:
+        return found
+    quarter = i2_s_group // 4
+    return tuple(
+        replace(kind, block=i2_s_group, size=quarter, layout=f"i2_s_{i2_s_group}") if kind is _I2_S else kind
+        for kind in found
+    )
+
+
+def by_layout(layout: str) -> Kind:
+    """The type that stores ternary tensors in this layout."""
+    if layout == "i2_s_64":
+        return readings(36, 64)[0]
+    return next(kind for kind in KINDS if kind.layout == layout)
+
+
+def by_name(name: str) -> Kind:
+    """The type that is called so."""
+    return next(kind for kind in KINDS if kind.name == name)
+
+
+def by_dtype(dtype: np.dtype[Any]) -> Kind:
+    """The type that stores these numbers as they are."""
+    for kind in KINDS:
+        if kind.dtype == dtype:
+            return kind
+    raise ValueError(f"tensors are written as float32, float16 or bfloat16, got {dtype}")
+
+
+def decode(kind: Kind, raw: Bytes, shape: tuple[int, ...], file: str, field: str) -> Weight:
+    """What a tensor's bytes mean; `file` and `field` name them in errors."""
+    if kind.layout:
+        return ternary(kind, raw, shape, file, field)
+    if kind.dtype is not None:
+        return raw.view(kind.dtype).reshape(shape)
+    if kind.decode is None:
+        count = math.prod(shape)
+        scale = raw[count : count + 4].copy().view("<f4")
+        if not np.isfinite(scale[0]):
+            raise FormatError(file, f"{field} scale", "a finite number", scale[0])
+        return np.asarray(raw[:count].view(np.int8).reshape(shape) * scale, np.float32)
+    values = np.empty((len(raw) // kind.size, kind.block), np.float32)
+    stored = raw.reshape(-1, kind.size)
+    step = max(_CHUNK // kind.block, 1)
+    with np.errstate(all="ignore"):  # scales that are not numbers become values that are not
+        for start in range(0, len(values), step):
+            values[start : start + step] = kind.decode(stored[start : start + step])
+    return values.reshape(shape)
+
+
+def ternary(kind: Kind, raw: Bytes, shape: tuple[int, ...], file: str, field: str) -> TernaryTensor:
+    """A ternary tensor as it is used: its codes and scales proven, its scales as few as say the same."""
+    tensor = stored(kind, raw, shape)
+    wrong = ~np.isfinite(tensor.scale) | (tensor.scale <= 0 if kind.tail else False)
+    if wrong.any():
+        expected = "finite numbers, and above 0 where there is one for all" if kind.tail else "finite numbers"
+        raise FormatError(file, f"{field} scale", expected, tensor.scale[wrong][0])
+    if (bad := first_bad_code(tensor)) is not None:
+        row, column = divmod(bad, tensor.shape[1])
+        where = f"{field} code at row {row}, column {column}"
+        hint = "the bytes are damaged, or in another layout"
+        raise FormatError(file, where, "bits of -1, 0 or 1", "bits 11", hint=hint)
+    if tensor.scale.size > 1 and (tensor.scale == tensor.scale[0, 0]).all():
+        return replace(tensor, scale=tensor.scale[:1, :1].copy())  # the usual file, without unpacking it
+    return tensor.simplified()
+
+
+def stored(kind: Kind, raw: Bytes, shape: tuple[int, ...]) -> TernaryTensor:
+    """A ternary tensor as it lies in the file, unproven: its codes a view, its scales one a block."""
+    rows, cols = math.prod(shape[:-1]), shape[-1]
+    layout = kind.layout or ""
+    if kind.tail:
+        end = len(raw) - kind.tail
+        scale = raw[end : end + 4].copy().view("<f4").reshape(1, 1)
+        return TernaryTensor(raw[:end].reshape(-1, kind.size), scale, (rows, cols), layout)
+    parts = raw.reshape(-1, kind.size)
+    halves = parts[:, kind.scale_at : kind.scale_at + 2].copy().view("<f2")
+    scale = halves.astype(np.float32).reshape(rows, cols // kind.block)
+    codes = parts[:, : kind.scale_at] if kind.scale_at else parts[:, 2:]
+    return TernaryTensor(codes, scale, (rows, cols), layout)
+
+
+def first_bad_code(tensor: TernaryTensor) -> int | None:
+    """The index, in row-major order, of the first code that is none of -1, 0 and 1."""
+    if tensor.layout == "tq1_0":
+        return None  # a digit of base 3 is always one of three
+    data = tensor.data
+    step = max(_CHUNK // data.shape[1], 1)
+    for start in range(0, len(data), step):
+        part = data[start : start + step]
+        bad = (part & (part >> 1) & 0x55).any(axis=1)
+        if bad.any():
+            index = start + int(np.argmax(bad))
+            layout = layouts.get(tensor.layout)
+            group = math.prod(tensor.shape) // len(data)
+            digits = layout.unpack(data[index : index + 1], (1, group))
+            return index * group + int(np.argmax(digits > 2))
+    return None
+
+
+def encode(kind: Kind, weight: Weight) -> Bytes:
+    """The bytes of a tensor in a type of plain numbers or a ternary one; ValueError where it cannot say the same."""
+    if kind.layout is None:
+        return _encode_plain(kind, weight.dense() if isinstance(weight, TernaryTensor) else weight)
+    if not isinstance(weight, TernaryTensor):
+        raise TypeError(f"{kind.name} holds ternary tensors, got {weight.dtype}")
+    packed = weight.repack(kind.layout).data
+    if kind.tail:
+        tail = np.zeros(kind.tail, np.uint8)
+        tail[:4] = np.array([_single_scale(kind, weight)], "<f4").view(np.uint8)
+        return np.concatenate([packed.reshape(-1), tail])
+    raw = np.empty((len(packed), kind.size), np.uint8)
+    halves = _half_scales(kind, weight).view(np.uint8).reshape(-1, 2)
+    raw[:, kind.scale_at : kind.scale_at + 2] = halves
+    raw[:, slice(kind.scale_at) if kind.scale_at else slice(2, None)] = packed
+    return raw.reshape(-1)
+
+
+def _encode_plain(kind: Kind, values: npt.NDArray[Any]) -> Bytes:
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(values.astype(kind.dtype))
+    if narrow.dtype.itemsize < values.dtype.itemsize or kind.name == "F16":
+        lost = ~np.isfinite(narrow) & np.isfinite(values)
+        if lost.any():
+            raise ValueError(f"{kind.name} cannot hold {float(values[lost][0])}; F32 and BF16 can")
+    return narrow.reshape(-1).view(np.uint8)
+
+
+def _single_scale(kind: Kind, weight: TernaryTensor) -> np.float32:
+    scale = weight.simplified().scale
+    if scale.size != 1:
+        raise ValueError(f"{kind.name} holds one scale, this tensor has {scale.size}; TQ1_0 and TQ2_0 hold one a block")
+    single = np.float32(scale[0, 0])
+    if single == 0 and not weight.codes().any():
+        return np.float32(1e-5)  # what an absmean of zeros is taken for
+    if not (np.isfinite(single) and single > 0):
+        raise ValueError(f"{kind.name} holds a scale above 0, this tensor's is {single}")
+    return single
+
+
+def _half_scales(kind: Kind, weight: TernaryTensor) -> npt.NDArray[np.float16]:
+    scale = weight.scaled_by(kind.block)
+    with np.errstate(over="ignore"):
+        halves = scale.astype("<f2")
+    if kind.scale_at:  # TQ types are written with 0 for a block of zeros
+        used = weight.codes().reshape(*scale.shape, kind.block).any(axis=2)
+        halves = np.where(used, halves, np.float16(0)).astype("<f2")
+        scale = np.where(used, scale, np.float32(0))
+    if not np.isfinite(halves).all() or ((halves == 0) != (scale == 0)).any():
+        raise ValueError(f"{kind.name} holds float16 scales, which cannot say all of {scale.min()}..{scale.max()}")
+    return halves

@@ -1,0 +1,81 @@
+"""Writing Hugging Face folders that transformers loads: packed weights, or floats where those cannot say it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import UnsupportedError
+from ...families import FAMILIES
+from ...model import Model
+from ...tensor import TernaryTensor
+from ..durable import replacing
+from ..safetensors import write
+from . import names
+from .config import config_of
+
+_ENTRY_BYTES = 512  # more than a header says about one weight and its scale
+
+
+def save(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Write config.json, model.safetensors and the tokenizer's files; each is whole or not there.
+
+    A model whose ternary projections multiply int8 is written packed, two bits a weight, with a scale that
+    multiplies. Any other is written as floats, since what reads packed folders quantizes activations.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    packed = model.spec.inputs == "int8"
+    room = _ENTRY_BYTES * len(model.spec.shapes())
+    write(target / "model.safetensors", _arrays(model, packed=packed), header_room=room)
+    config = config_of(model.spec, packed=packed)
+    if model.tokenizer is not None:
+        model.tokenizer.save(target)
+        config |= {"bos_token_id": model.tokenizer.bos, "eos_token_id": sorted(model.tokenizer.eos) or None}
+    if model.template is not None:
+        _write_text(target / "chat_template.jinja", model.template.source)
+    if model.sampling:
+        _write_json(target / "generation_config.json", {"do_sample": True, **model.sampling})
+    _write_json(target / "config.json", config)
+
+
+def _arrays(model: Model, *, packed: bool) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+    """The file's tensors under its names, each made when it is its turn."""
+    spec = model.spec
+    # Several of the file's names may mean one weight: the first of them is written.
+    in_layer = {canonical: hf for hf, canonical in reversed(names.names_in_layer(post_norms=spec.post_norms))}
+    offset = np.float32(FAMILIES[spec.family].norm_offset)
+    for name in spec.shapes():
+        weight, hf = model.weights[name], names.file_name(name, in_layer)
+        if not isinstance(weight, TernaryTensor):
+            yield hf, weight.astype(np.float32) - offset if names.is_shifted_norm(name) else weight
+        elif packed and name.startswith("layers."):
+            _check_packable(name, weight)
+            yield hf, weight.repack("hf_rows").data
+            yield f"{hf}_scale", weight.scale.reshape(1)
+        else:
+            yield hf, weight.dense()
+
+
+def _check_packable(name: str, weight: TernaryTensor) -> None:
+    rows, scales = weight.shape[0], weight.scale.size
+    if scales != 1 or rows % 4:
+        raise UnsupportedError(
+            f"{name}: packed folders hold one scale a tensor and rows in fours, got {scales} scales and {rows} rows; "
+            "a GGUF file holds it"
+        )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as stream:
+        stream.write(text.encode())
