@@ -106,7 +106,14 @@ def _case(name: str, spec: ModelSpec, **options: Any) -> Case:
     return Case(name, spec, options)
 
 
-_QWEN = {"family": "qwen3", "activation": "silu", "qk_norm": True, "head_size": 32, "norm_eps": 1e-6}
+_QWEN = {
+    "family": "qwen3",
+    "activation": "silu",
+    "qk_norm": True,
+    "head_size": 32,
+    "norm_eps": 1e-6,
+    "sub_norm_eps": 1e-6,
+}
 _LLAMA = {"family": "llama", "activation": "silu", "sub_norms": "none", "tied": False}
 
 CASES: tuple[Case, ...] = (
@@ -123,7 +130,7 @@ CASES: tuple[Case, ...] = (
     _case("llama-stretched", tiny_spec(**_LLAMA, rope=rope.llama3(10000.0, 32, 8.0, 1.0, 4.0, 64))),
     _case("llama-weight-only", tiny_spec(**_LLAMA, inputs="float")),
     _case("qwen2-biases", tiny_spec(**_LLAMA | {"family": "qwen2"}, biases=("attn.q", "attn.k", "attn.v"))),
-    _case("qwen3-projection-norms", tiny_spec(**_QWEN, sub_norms="projection", sub_norm_eps=1e-6, pooling="last")),
+    _case("qwen3-projection-norms", tiny_spec(**_QWEN, sub_norms="projection", pooling="last")),
     _case(
         "qwen3-blocks",
         tiny_spec(**_QWEN, sub_norms="none", inputs="float", tied=False, hidden_size=256),

@@ -6,7 +6,7 @@ import mmap
 import os
 import stat
 import threading
-from typing import BinaryIO
+import weakref
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +26,18 @@ class MappedFile:
 
     def __init__(self, path: str | os.PathLike[str], *, mapped: bool = True) -> None:
         self.path = os.fspath(path)
-        self._file = _open_regular(self.path)
+        self._handle = _open_regular(self.path)
+        # Models live as long as somebody uses them, so files close when nothing refers to them any more.
+        self._close = weakref.finalize(self, os.close, self._handle)
         self._lock = threading.Lock()
         self._stamp = self._current_stamp()
         self.size = self._stamp[0]
         self._map: mmap.mmap | None = None
         if mapped and self.size:
             try:
-                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
             except OSError as error:
-                self._file.close()
+                self.close()
                 raise FormatError(path, "file", "a file that can be mapped", error.strerror or error) from error
 
     def view(self, start: int, end: int, field: str = "bytes") -> Bytes:
@@ -48,19 +50,26 @@ class MappedFile:
             )
         if self._map is not None:
             return np.frombuffer(self._map, np.uint8, end - start, start)
-        with self._lock:
-            self._file.seek(start)
-            data = self._file.read(end - start)
-        if len(data) != end - start:
-            raise FormatError(self.path, field, f"{end - start} bytes", f"{len(data)}", offset=start)
-        return np.frombuffer(data, np.uint8)
+        return self._read(start, end - start, field)
+
+    def _read(self, start: int, count: int, field: str) -> Bytes:
+        data = np.empty(count, np.uint8)
+        done = 0
+        with self._lock, os.fdopen(os.dup(self._handle), "rb", buffering=0) as stream:
+            stream.seek(start)
+            # One call gives at most 2 GiB on some systems.
+            while done < count and (got := stream.readinto(data[done:].data)):
+                done += got
+        if done < count:
+            raise FormatError(self.path, field, f"{count} bytes", done, offset=start)
+        return data
 
     def close(self) -> None:
         """Let go of the file; arrays that were made keep the mapping alive."""
-        self._file.close()
+        self._close()
 
     def _current_stamp(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._handle)
         return status.st_size, status.st_mtime_ns
 
     def __enter__(self) -> MappedFile:
@@ -70,7 +79,7 @@ class MappedFile:
         self.close()
 
 
-def _open_regular(path: str) -> BinaryIO:
+def _open_regular(path: str) -> int:
     # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -83,7 +92,7 @@ def _open_regular(path: str) -> BinaryIO:
     if not stat.S_ISREG(mode):
         os.close(handle)
         raise FormatError(path, "file", "a regular file", _kind(mode))
-    return os.fdopen(handle, "rb", buffering=0)
+    return handle
 
 
 def _kind(mode: int) -> str:

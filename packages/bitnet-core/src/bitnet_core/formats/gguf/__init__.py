@@ -1,0 +1,11 @@
+"""GGUF files: read without trust and without copying, and written so that llama.cpp and bitnet.cpp read them."""
+
+from .container import File, Tensor
+from .export import save
+from .model import load
+from .strings import Strings
+from .types import KINDS, Kind
+from .verify import Finding, verify
+from .writer import Blob, blob, write
+
+__all__ = ["KINDS", "Blob", "File", "Finding", "Kind", "Strings", "Tensor", "blob", "load", "save", "verify", "write"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -98,7 +97,8 @@ class Keys:
         value = self.metadata.get(f"{self.prefix}.{name}", plain)
         if isinstance(value, np.ndarray) or value != plain:
             raise UnsupportedError(
-                f"{self.file}: {self.prefix}.{name}: {printable(value)} is not supported; no ternary model is known to use it"
+                f"{self.file}: {self.prefix}.{name}: {printable(value)} is not supported; "
+                "no ternary model is known to use it"
             )
 
     def _single(self, name: str, default: object) -> object:
@@ -328,7 +328,7 @@ def _rope(
         raise FormatError(keys.file, f"kv '{keys.prefix}.rope.dimension_count'", "an even number", size)
     if architecture.permuted and size != head_size:
         raise UnsupportedError(
-            f"{keys.file}: {keys.prefix}.rope.dimension_count: {size} of {head_size} is not supported in this architecture"
+            f"{keys.file}: {keys.prefix}.rope.dimension_count: {size} of {head_size} is not supported here"
         )
 
     def divisors(name: str) -> Vector:
@@ -343,7 +343,7 @@ def _rope(
     if kind == "longrope" and architecture.permuted:
         original = keys.integer("rope.scaling.original_context_length", 2, _COUNT, context)
         chosen = divisors(names.LONG_FACTORS if context > original else names.SHORT_FACTORS)
-        found = rope.longrope(theta, size, chosen, original, context)
+        found = rope.longrope(theta, size, chosen.tolist(), original, context)
         return replace(found, magnitude=keys.number("rope.scaling.attn_factor", 1e3, found.magnitude))
     found = _stretched(keys, kind, theta, size, context)
     if architecture.permuted and names.FREQUENCIES in shapes:

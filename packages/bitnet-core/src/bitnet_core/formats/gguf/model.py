@@ -18,7 +18,6 @@ from ...tensor import TernaryTensor
 from . import names
 from .container import File
 from .metadata import ARCHITECTURES, INPUTS_KEY, Inputs, architecture_of, read_spec
-from .types import by_name
 
 # Types whose numbers are exact: a matrix of them may be a ternary one that was multiplied out.
 _EXACT = frozenset({"F32", "F16", "BF16"})
@@ -124,16 +123,16 @@ def _maker(file: File, spec: ModelSpec, name: str, permuted: bool) -> Callable[[
     """What makes one weight when it is asked for."""
     stored = names.file_name(name)
     if len(file.tensors[stored].shape) == 1:
-        heads = _rotated_heads(spec, name.removesuffix(".bias")) if permuted and name.endswith(".bias") else 0
+        heads = rotated_heads(spec, name.removesuffix(".bias")) if permuted and name.endswith(".bias") else 0
         return partial(_vector, file, stored, heads)
     if names.projection_of(name) is None:
         return partial(file.tensor, stored)
     scale = names.file_name(f"{name}.scale")
-    heads = _rotated_heads(spec, name) if permuted else 0
+    heads = rotated_heads(spec, name) if permuted else 0
     return partial(_projection, file, stored, scale if scale in file.tensors else None, heads)
 
 
-def _rotated_heads(spec: ModelSpec, name: str) -> int:
+def rotated_heads(spec: ModelSpec, name: str) -> int:
     """The heads of q and k; 0 for what does not turn."""
     return {"attn.q": spec.heads, "attn.k": spec.kv_heads}.get(names.projection_of(name) or "", 0)
 
@@ -149,7 +148,7 @@ def _vector(file: File, stored: str, heads: int = 0) -> npt.NDArray[np.float32]:
 def _projection(file: File, stored: str, scale: str | None, heads: int) -> Weight:
     weight = file.tensor(stored)
     if not isinstance(weight, TernaryTensor) and file.tensors[stored].kind.name in _EXACT:
-        weight = TernaryTensor.detect(weight) or weight
+        weight = TernaryTensor.detect(weight) or weight  # type: ignore[arg-type]  # it is one of the three
     if scale is not None:
         weight = _scaled(weight, _single(file, scale))
     return reordered(weight, half_split_rows(weight.shape[0], heads)) if heads else weight

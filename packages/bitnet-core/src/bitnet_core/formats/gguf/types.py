@@ -61,7 +61,7 @@ def _plain(number: int, name: str, dtype: Any) -> Kind:
 
 
 _I2_S = Kind(36, "I2_S", 128, 32, 32, layout="i2_s_128")
-KINDS: tuple[Kind, ...] = (
+_ALL: tuple[Kind, ...] = (
     _plain(0, "F32", "<f4"),
     _plain(1, "F16", "<f2"),
     _plain(30, "BF16", ml_dtypes.bfloat16),
@@ -85,6 +85,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(36, "IQ4_NL_4_4", 32, 18),
     Kind(37, "IQ4_NL_4_8", 32, 18),
 )
+KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _ALL if kind.read})
 
 _FROM_SOURCE = "convert the model from its Hugging Face folder"
 _REQUANTIZE = "store the tensor as F16, BF16 or Q6_K"
@@ -122,7 +123,7 @@ UNREAD: Mapping[int, tuple[str, str]] = MappingProxyType(
 
 def readings(number: int, i2_s_group: int = 128) -> tuple[Kind, ...]:
     """What the type with this id may be; more than one where forks gave the id away twice."""
-    found = tuple(kind for kind in KINDS if kind.id == number)
+    found = tuple(kind for kind in _ALL if kind.id == number)
     if i2_s_group == 128:
         return found
     quarter = i2_s_group // 4
@@ -136,17 +137,12 @@ def by_layout(layout: str) -> Kind:
     """The type that stores ternary tensors in this layout."""
     if layout == "i2_s_64":
         return readings(36, 64)[0]
-    return next(kind for kind in KINDS if kind.layout == layout)
-
-
-def by_name(name: str) -> Kind:
-    """The type that is called so."""
-    return next(kind for kind in KINDS if kind.name == name)
+    return next(kind for kind in KINDS.values() if kind.layout == layout)
 
 
 def by_dtype(dtype: np.dtype[Any]) -> Kind:
     """The type that stores these numbers as they are."""
-    for kind in KINDS:
+    for kind in KINDS.values():
         if kind.dtype == dtype:
             return kind
     raise ValueError(f"tensors are written as float32, float16 or bfloat16, got {dtype}")
@@ -156,21 +152,32 @@ def decode(kind: Kind, raw: Bytes, shape: tuple[int, ...], file: str, field: str
     """What a tensor's bytes mean; `file` and `field` name them in errors."""
     if kind.layout:
         return ternary(kind, raw, shape, file, field)
+    if kind.tail:
+        scale = tail_scale(kind, raw)
+        if not np.isfinite(scale):
+            raise FormatError(file, f"{field} scale", "a finite number", scale)
+        return np.asarray(raw[: -kind.tail].view(np.int8).reshape(shape) * scale, np.float32)
+    return numbers(kind, raw).reshape(shape)
+
+
+def numbers(kind: Kind, raw: Bytes) -> npt.NDArray[np.floating[Any]]:
+    """The numbers in some bytes of a type that is neither ternary nor scaled by its tail."""
     if kind.dtype is not None:
-        return raw.view(kind.dtype).reshape(shape)
-    if kind.decode is None:
-        count = math.prod(shape)
-        scale = raw[count : count + 4].copy().view("<f4")
-        if not np.isfinite(scale[0]):
-            raise FormatError(file, f"{field} scale", "a finite number", scale[0])
-        return np.asarray(raw[:count].view(np.int8).reshape(shape) * scale, np.float32)
+        return raw.view(kind.dtype)
+    if (decode_blocks := kind.decode) is None:
+        raise ValueError(f"{kind.name} is not read")
     values = np.empty((len(raw) // kind.size, kind.block), np.float32)
-    stored = raw.reshape(-1, kind.size)
-    step = max(_CHUNK // kind.block, 1)
+    blocks_ = raw.reshape(-1, kind.size)
+    step = _CHUNK // kind.block
     with np.errstate(all="ignore"):  # scales that are not numbers become values that are not
         for start in range(0, len(values), step):
-            values[start : start + step] = kind.decode(stored[start : start + step])
-    return values.reshape(shape)
+            values[start : start + step] = decode_blocks(blocks_[start : start + step])
+    return values.reshape(-1)
+
+
+def tail_scale(kind: Kind, raw: Bytes) -> np.float32:
+    """The scale that stands behind the codes of I2_S and I8_S; what follows it says nothing."""
+    return np.float32(raw[len(raw) - kind.tail :][:4].copy().view("<f4")[0])
 
 
 def ternary(kind: Kind, raw: Bytes, shape: tuple[int, ...], file: str, field: str) -> TernaryTensor:
@@ -195,9 +202,8 @@ def stored(kind: Kind, raw: Bytes, shape: tuple[int, ...]) -> TernaryTensor:
     rows, cols = math.prod(shape[:-1]), shape[-1]
     layout = kind.layout or ""
     if kind.tail:
-        end = len(raw) - kind.tail
-        scale = raw[end : end + 4].copy().view("<f4").reshape(1, 1)
-        return TernaryTensor(raw[:end].reshape(-1, kind.size), scale, (rows, cols), layout)
+        scale = np.full((1, 1), tail_scale(kind, raw))
+        return TernaryTensor(raw[: -kind.tail].reshape(-1, kind.size), scale, (rows, cols), layout)
     parts = raw.reshape(-1, kind.size)
     halves = parts[:, kind.scale_at : kind.scale_at + 2].copy().view("<f2")
     scale = halves.astype(np.float32).reshape(rows, cols // kind.block)
@@ -251,10 +257,18 @@ def _encode_plain(kind: Kind, values: npt.NDArray[Any]) -> Bytes:
     return narrow.reshape(-1).view(np.uint8)
 
 
+def check_scales(kind: Kind, weight: TernaryTensor) -> None:
+    """Raise where a type cannot hold a tensor's scales, as far as they tell without the codes."""
+    if kind.tail:
+        _single_scale(kind, weight)
+    else:
+        _check_halves(kind, weight.scaled_by(kind.block))
+
+
 def _single_scale(kind: Kind, weight: TernaryTensor) -> np.float32:
     scale = weight.simplified().scale
     if scale.size != 1:
-        raise ValueError(f"{kind.name} holds one scale, this tensor has {scale.size}; TQ1_0 and TQ2_0 hold one a block")
+        raise ValueError(f"{kind.name} holds one scale, this tensor has {scale.size}; TQ types hold one a block")
     single = np.float32(scale[0, 0])
     if single == 0 and not weight.codes().any():
         return np.float32(1e-5)  # what an absmean of zeros is taken for
@@ -263,14 +277,17 @@ def _single_scale(kind: Kind, weight: TernaryTensor) -> np.float32:
     return single
 
 
-def _half_scales(kind: Kind, weight: TernaryTensor) -> npt.NDArray[np.float16]:
-    scale = weight.scaled_by(kind.block)
+def _check_halves(kind: Kind, scale: Floats) -> npt.NDArray[np.float16]:
     with np.errstate(over="ignore"):
         halves = scale.astype("<f2")
-    if kind.scale_at:  # TQ types are written with 0 for a block of zeros
-        used = weight.codes().reshape(*scale.shape, kind.block).any(axis=2)
-        halves = np.where(used, halves, np.float16(0)).astype("<f2")
-        scale = np.where(used, scale, np.float32(0))
     if not np.isfinite(halves).all() or ((halves == 0) != (scale == 0)).any():
         raise ValueError(f"{kind.name} holds float16 scales, which cannot say all of {scale.min()}..{scale.max()}")
     return halves
+
+
+def _half_scales(kind: Kind, weight: TernaryTensor) -> npt.NDArray[np.float16]:
+    scale = weight.scaled_by(kind.block)
+    if kind.scale_at:  # TQ types are written with 0 for a block of zeros
+        used = weight.codes().reshape(*scale.shape, kind.block).any(axis=2)
+        scale = np.where(used, scale, np.float32(0))
+    return _check_halves(kind, scale)

@@ -44,39 +44,23 @@ def write(
     A Python int becomes the first of uint32, int32, uint64, int64 that holds it, a float float32; NumPy's own
     numbers and arrays say their types themselves.
     """
-    alignment = metadata.get("general.alignment", 32)
+    start, sizes = header(metadata, tensors, version=version)
+    with replacing(path) as stream:
+        stream.write(start)
+        for blob, size in zip(tensors, sizes, strict=True):
+            data, expected = blob.make(), _size(blob)
+            if data.dtype != np.uint8 or data.size != expected:
+                raise ValueError(f"tensor {blob.name!r} takes {expected} bytes, got {data.size} of {data.dtype}")
+            stream.write(np.ascontiguousarray(data).data)
+            stream.write(bytes(size - expected))
+
+
+def header(metadata: Mapping[str, object], tensors: Sequence[Blob], *, version: int = 3) -> tuple[bytes, list[int]]:
+    """All that stands before the data, and the bytes that each tensor takes with its padding."""
+    alignment = metadata.get("general.alignment", np.uint32(32))
     if not isinstance(alignment, int | np.uint32) or not 8 <= alignment <= 4096 or alignment & (alignment - 1):
         raise ValueError(f"the alignment is a power of two in 8..4096, got {alignment}")
-    sizes = [_size(blob) for blob in tensors]
-    header = _header(metadata, tensors, sizes, int(alignment), version)
-    with replacing(path) as stream:
-        stream.write(header)
-        if tensors:
-            stream.write(bytes(padded(len(header), int(alignment)) - len(header)))
-        for blob, size in zip(tensors, sizes, strict=True):
-            data = blob.make()
-            if data.dtype != np.uint8 or data.size != size:
-                raise ValueError(f"tensor {blob.name!r} takes {size} bytes, got {data.size} of {data.dtype}")
-            stream.write(np.ascontiguousarray(data).data)
-            stream.write(bytes(padded(size, int(alignment)) - size))
-
-
-def blob(name: str, weight: Any, kind: str | None = None) -> Blob:
-    """An array as a tensor to be written, in the type of its own numbers or the one that is called `kind`."""
-    chosen = types.by_name(kind) if kind else types.by_dtype(weight.dtype)
-    return Blob(name, tuple(weight.shape), chosen, lambda: types.encode(chosen, weight))
-
-
-def _size(blob: Blob) -> int:
-    size = blob.kind.nbytes(blob.shape) if blob.shape else None
-    if size is None:
-        raise ValueError(f"tensor {blob.name!r}: {blob.kind.name} cannot hold a tensor of shape {blob.shape}")
-    return size
-
-
-def _header(
-    metadata: Mapping[str, object], tensors: Sequence[Blob], sizes: Sequence[int], alignment: int, version: int
-) -> bytes:
+    sizes = [padded(_size(blob), int(alignment)) for blob in tensors]
     parts = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts.append(_string(key))
@@ -86,10 +70,24 @@ def _header(
         if not 1 <= len(blob.name.encode()) <= _NAME_LIMIT or len(blob.shape) > 4:
             raise ValueError(f"a tensor has a name of up to {_NAME_LIMIT} bytes and up to 4 axes, got {blob.name!r}")
         lengths = tuple(reversed(blob.shape))
-        layout = f"<I{len(lengths)}QIQ"
-        parts += [_string(blob.name), struct.pack(layout, len(lengths), *lengths, blob.kind.id, offset)]
-        offset = padded(offset + size, alignment)
-    return b"".join(parts)
+        parts += [_string(blob.name), struct.pack(f"<I{len(lengths)}QIQ", len(lengths), *lengths, blob.kind.id, offset)]
+        offset += size
+    found = b"".join(parts)
+    # A file without tensors ends with its values.
+    return found + bytes(padded(len(found), int(alignment)) - len(found) if tensors else 0), sizes
+
+
+def blob(name: str, weight: Any, kind: str | None = None) -> Blob:
+    """An array as a tensor to be written, in the type of its own numbers or the one that is called `kind`."""
+    chosen = types.KINDS[kind] if kind else types.by_dtype(weight.dtype)
+    return Blob(name, tuple(weight.shape), chosen, lambda: types.encode(chosen, weight))
+
+
+def _size(blob: Blob) -> int:
+    size = blob.kind.nbytes(blob.shape) if blob.shape else None
+    if size is None:
+        raise ValueError(f"tensor {blob.name!r}: {blob.kind.name} cannot hold a tensor of shape {blob.shape}")
+    return size
 
 
 def _string(text: str) -> bytes:

@@ -49,6 +49,7 @@ class QuantizationConfig(msgspec.Struct):
     quant_method: str = ""
     linear_class: Literal["bitlinear", "autobitlinear"] | None = None
     quantization_mode: Literal["offline", "online"] | None = None
+    modules_to_not_convert: list[str] | None = None
     use_rms_norm: bool | None = None
     rms_norm_eps: Positive | None = None
 
@@ -313,7 +314,7 @@ def config_of(spec: ModelSpec, *, packed: bool) -> dict[str, Any]:
     if spec.local_rope:
         config["rope_local_base_freq"] = spec.local_rope.theta
     if spec.family == "gemma3":
-        config["query_pre_attn_scalar"] = spec.query_scale**-2
+        config["query_pre_attn_scalar"] = _whole(spec.query_scale**-2)
     if spec.family == "minicpm":
         config["scale_emb"] = spec.embedding_scale
         config["scale_depth"] = spec.residual_scale * spec.layers**0.5
@@ -327,6 +328,11 @@ def config_of(spec: ModelSpec, *, packed: bool) -> dict[str, Any]:
             "rms_norm_eps": spec.sub_norm_eps,
         }
     return config
+
+
+def _whole(value: float) -> float:
+    # transformers wants an integer; a square of a square root may miss it by an ulp.
+    return round(value) if abs(value - round(value)) < 1e-9 * value else value
 
 
 _Typed = TypeVar("_Typed")

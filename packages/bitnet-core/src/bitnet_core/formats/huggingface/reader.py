@@ -28,7 +28,7 @@ from ...tensor import TernaryTensor
 from ..safetensors import SafetensorsFile
 from ..strictjson import read_json
 from . import names
-from .config import Config, family_of, parse_config, spec_from_config
+from .config import Config, QuantizationConfig, family_of, parse_config, spec_from_config
 
 CONFIG_LIMIT = 4 << 20
 _INDEX_LIMIT = 64 << 20
@@ -143,10 +143,12 @@ def _open_shards(index: Path, mapped: bool) -> dict[str, Source]:
     places = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
         raise FormatError(index, "weight_map", "an object of file names", type(places).__name__)
-    sources: dict[str, Source] = {}
-    for shard in sorted(set(places.values())):
+    shards = sorted(set(places.values()))
+    for shard in shards:
         if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise FormatError(index, "weight_map", "names of safetensors files in this folder", shard)
+    sources: dict[str, Source] = {}
+    for shard in shards:
         if not (index.parent / shard).exists():
             raise FormatError(index, f"shard {shard}", "a file in this folder", "none")
         opened = SafetensorsFile(index.parent / shard, mapped=mapped)
@@ -226,21 +228,33 @@ def _makers(
         if wrong:
             shown = ", ".join(wrong[:3])
             raise FormatError(folder, "tensors", f"the {len(shapes)} of the config", f"{len(wrong)} {what}: {shown}")
+    recipe = config.quantization_config or QuantizationConfig()
+    multiplies = recipe.linear_class == "autobitlinear"
     offset = FAMILIES[spec.family].norm_offset
-    divides = (config.quantization_config is None) or config.quantization_config.linear_class != "autobitlinear"
     makers: dict[str, Callable[[], Weight]] = {}
     for name, shape in shapes.items():
         source = sources[name]
-        if len(shape) == 1:
+        if name.endswith(".bias"):
+            scale = sources.get(f"{name.removesuffix('.bias')}.scale") if multiplies else None
+            makers[name] = partial(_bias, _checked(source, shape), scale)
+        elif len(shape) == 1:
             shift = offset if names.is_shifted_norm(name) else 0.0
-            makers[name] = partial(_vector, _checked(source, shape), shift)
-        elif source.dtype == np.uint8:
-            scale = _scale_source(sources, name, shape)
-            makers[name] = partial(_packed, _checked(source, (-(-shape[0] // 4), shape[1])), scale, divides, shape)
+            makers[name] = partial(_norm, _checked(source, shape), shift)
+        elif scale := _scale_source(sources, name, source, shape):
+            packed = _checked(source, (-(-shape[0] // 4), shape[1]))
+            makers[name] = partial(_packed, packed, scale, (shape[0], shape[1]), divides=not multiplies)
         else:
-            inner = form if name.startswith("layers.") else "ternary"  # a head may be ternary, never a master
-            makers[name] = partial(_matrix, _checked(source, shape), inner)
+            makers[name] = partial(_matrix, _checked(source, shape), _form_in(form, name, source, recipe))
     return makers
+
+
+def _form_in(form: Form, name: str, source: Source, recipe: QuantizationConfig) -> Form:
+    """The form of one float matrix: the head may be ternary but is never a master, and some are left alone."""
+    if not name.startswith("layers."):
+        return "ternary"
+    module = f".{source.name.removesuffix('.weight')}."
+    kept = [f".{part}." for part in recipe.modules_to_not_convert or []]
+    return "plain" if any(module.startswith(part) or module.endswith(part) for part in kept) else form
 
 
 def _checked(source: Source, shape: tuple[int, ...]) -> Source:
@@ -251,26 +265,39 @@ def _checked(source: Source, shape: tuple[int, ...]) -> Source:
     return source
 
 
-def _scale_source(sources: Mapping[str, Source], name: str, shape: tuple[int, ...]) -> Source:
+def _scale_source(sources: Mapping[str, Source], name: str, source: Source, shape: tuple[int, ...]) -> Source | None:
+    """The scale beside a packed matrix; None for what is not packed."""
+    if source.dtype != np.uint8 or len(shape) != 2:
+        return None
     scale = sources.get(f"{name}.scale")
     if scale is None:
-        raise sources[name].refuse("a weight_scale beside packed weights", "none")
+        raise source.refuse("a weight_scale beside packed weights", "none")
     if scale.shape not in ((), (1,), (shape[0],), (shape[0], 1)):
         raise scale.refuse(f"one scale, or {shape[0]}", f"shape {list(scale.shape)}")
     return scale
 
 
-def _vector(source: Source, offset: float) -> npt.NDArray[np.generic]:
-    return source.array().astype(np.float32) + np.float32(offset)
+def _norm(source: Source, offset: float) -> npt.NDArray[np.float32]:
+    values: npt.NDArray[np.float32] = source.array().astype(np.float32)
+    return values + np.float32(offset)
 
 
-def _packed(source: Source, scale: Source, divides: bool, shape: tuple[int, ...]) -> TernaryTensor:
-    factors = scale.array().astype(np.float32).reshape(-1, 1)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise scale.refuse("finite scales above zero", factors.ravel()[:4])
-    if divides:
-        factors = np.float32(1) / factors
-    return TernaryTensor(source.array(), factors, (shape[0], shape[1]), "hf_rows")
+def _bias(source: Source, scale: Source | None) -> npt.NDArray[np.float32]:
+    # Where the scale multiplies, transformers adds the bias before it does.
+    values: npt.NDArray[np.float32] = source.array().astype(np.float32)
+    return values if scale is None else values * _scales(scale).ravel()
+
+
+def _scales(source: Source) -> npt.NDArray[np.float32]:
+    values = source.array().astype(np.float32).reshape(-1, 1)
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise source.refuse("finite scales above zero", values.ravel()[:4])
+    return values
+
+
+def _packed(source: Source, scale: Source, shape: tuple[int, int], *, divides: bool) -> TernaryTensor:
+    scales = _scales(scale)
+    return TernaryTensor(source.array(), np.float32(1) / scales if divides else scales, shape, "hf_rows")
 
 
 def _matrix(source: Source, form: Form) -> Weight:
