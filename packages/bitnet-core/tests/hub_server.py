@@ -78,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers for the hub or for the content network, by the server it belongs to."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer in two writes waits for a delayed acknowledgement
     server: _Server
 
     def do_GET(self) -> None:
@@ -132,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         return int(match[1]) if match else 0
 
-    def send_content(self, content: bytes | None, *, etag: str | None = None) -> None:
+    def send_content(self, content: bytes | None, *, etag: str | None = None, commit: str = "") -> None:
         """A file, or its range, as an honest server sends it."""
         if content is None:
             self.send(404)
@@ -140,6 +141,8 @@ class Handler(BaseHTTPRequestHandler):
         start, headers = self.offset(), {"ETag": etag or f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if commit:
+            headers["X-Repo-Commit"] = commit
         self.send(206 if start else 200, content[start:], headers)
 
     def _content(self) -> bytes | None:
@@ -197,24 +200,33 @@ class Handler(BaseHTTPRequestHandler):
         self._json(entries[start : start + page], {"Link": following} if start + page < len(entries) else {})
 
     def _file(self, commit: str, name: str, content: bytes) -> None:
-        headers = {"X-Repo-Commit": commit}
         if not self.hub.is_large(name):
-            self.send_content(content, etag=f'"{git_id(content)}"')
+            self.send_content(content, etag=f'"{git_id(content)}"', commit=commit)
             return
-        headers |= {"X-Linked-Etag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
-        self.send(302, b"", {**headers, "Location": f"{self.hub.cdn}/{quote(name)}/{sha256(content)}?signature=secret"})
+        linked = {"X-Linked-Etag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
+        self.send(
+            302,
+            b"",
+            {
+                "X-Repo-Commit": commit,
+                **linked,
+                "Location": f"{self.hub.cdn}/{quote(name)}/{sha256(content)}?signature=secret",
+            },
+        )
 
 
-class _Server(ThreadingHTTPServer):
+class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that go away are the point of many tests
+
+
+class _Server(_Quiet):
     def __init__(self, hub: HubServer, role: str) -> None:
         self.hub, self.role = hub, role
         super().__init__(("127.0.0.1", 0), Handler)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients that go away are the point of many tests
 
 
 class HubServer:
@@ -235,7 +247,7 @@ class HubServer:
         self.cdn = f"http://localhost:{self._servers[1].server_port}"
 
     def __enter__(self) -> Self:
-        self._threads = [threading.Thread(target=s.serve_forever, args=(0.02,), daemon=True) for s in self._servers]
+        self._threads = [threading.Thread(target=s.serve_forever, args=(0.004,), daemon=True) for s in self._servers]
         for thread in self._threads:
             thread.start()
         return self
@@ -338,11 +350,10 @@ def run_python(code: str, *arguments: str, **environment: str) -> str:
 @contextmanager
 def listening(handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None) -> Iterator[int]:
     """A server with one kind of answer; gives its port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.handle_error = lambda request, address: None  # type: ignore[method-assign,assignment]
+    server = _Quiet(("127.0.0.1", 0), handler)
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.004,), daemon=True)
     thread.start()
     try:
         yield server.server_port
@@ -448,9 +459,9 @@ def page(handler: Handler, content: bytes) -> bool:
     return True
 
 
-def redirect(to: Callable[[Handler], str]) -> Act:
+def redirect(to: str, *, keep_path: bool = False) -> Act:
     def act(handler: Handler, content: bytes) -> bool:
-        handler.send(302, b"", {"Location": to(handler)})
+        handler.send(302, b"", {"Location": to + handler.path * keep_path})
         return True
 
     return act

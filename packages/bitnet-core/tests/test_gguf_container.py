@@ -7,10 +7,11 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pytest
 from hypothesis import given, settings
@@ -42,9 +43,13 @@ VALUES = {
 }
 
 
-def small_file(path: Path, count: int = 3, **extra: object) -> Path:
+def nothing() -> npt.NDArray[np.uint8]:
+    return np.empty(0, np.uint8)
+
+
+def small_file(path: Path, count: int = 3, extra: Mapping[str, object] | None = None) -> Path:
     tensors = [gguf.blob(f"t{i}", np.full((2, 4), i, np.float32)) for i in range(count)]
-    gguf.write(path, {"general.architecture": "llama", **extra}, tensors)
+    gguf.write(path, {"general.architecture": "llama", **(extra or {})}, tensors)
     return path
 
 
@@ -152,7 +157,7 @@ def test_tensors_are_views_of_the_mapped_file(tmp_path: Path) -> None:
 
 
 def test_a_custom_alignment_is_kept(tmp_path: Path) -> None:
-    path = small_file(tmp_path / "m.gguf", **{"general.alignment": np.uint32(128)})
+    path = small_file(tmp_path / "m.gguf", extra={"general.alignment": np.uint32(128)})
     with gguf.File(path, strict=True) as file:
         assert [tensor.start % 128 for tensor in file.tensors.values()] == [0, 0, 0]
         np.testing.assert_array_equal(file.tensor("t2"), np.full((2, 4), 2))
@@ -198,14 +203,14 @@ def test_the_padding_of_the_last_tensor_may_be_missing(tmp_path: Path) -> None:
 # --- split files
 
 
-def split_files(folder: Path, shards: int = 3, **changes: dict[str, object]) -> list[Path]:
+def split_files(folder: Path, shards: int = 3, **changes: Mapping[str, object]) -> list[Path]:
     """Shards of one tensor each; `changes` are values by shard, "s2" for the second."""
     paths = []
     for number in range(shards):
         path = folder / f"m-{number + 1:05d}-of-{shards:05d}.gguf"
         values: dict[str, object] = {"general.architecture": "llama"} if number == 0 else {}
         values |= {"split.no": np.uint16(number), "split.count": np.uint16(shards)}
-        values |= {"split.tensors.count": np.int32(shards)} | changes.get(f"s{number + 1}", {})
+        values |= {"split.tensors.count": np.int32(shards), **changes.get(f"s{number + 1}", {})}
         gguf.write(path, values, [gguf.blob(f"t{number}", np.full(8, number, np.float32))])
         paths.append(path)
     return paths
@@ -326,7 +331,7 @@ def test_opening_reads_the_header_and_no_tensor(tmp_path: Path) -> None:
     if not hasattr(process, "io_counters"):
         pytest.skip("this system does not count what a process reads")
     values: dict[str, object] = {"general.architecture": "llama", "words": ["a word"] * 100_000}
-    tensors = [gguf.Blob(f"t{i}", (1 << 14, 1 << 14), gguf.KINDS["F32"], bytes) for i in range(4)]
+    tensors = [gguf.Blob(f"t{i}", (1 << 14, 1 << 14), gguf.KINDS["F32"], nothing) for i in range(4)]
     start, sizes = header(values, tensors)
     path = tmp_path / "big.gguf"
     with path.open("wb") as stream:
@@ -339,7 +344,7 @@ def test_opening_reads_the_header_and_no_tensor(tmp_path: Path) -> None:
 
 
 def seconds_to_open(path: Path, count: int) -> float:
-    tensors = [gguf.Blob(f"tensor {i}", (8,), gguf.KINDS["F32"], bytes) for i in range(count)]
+    tensors = [gguf.Blob(f"tensor {i}", (8,), gguf.KINDS["F32"], nothing) for i in range(count)]
     start, sizes = header({f"key {i}": [f"{i}"] for i in range(count)}, tensors)
     with path.open("wb") as stream:
         stream.write(start)

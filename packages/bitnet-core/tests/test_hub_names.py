@@ -104,7 +104,7 @@ def tree(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("piece", EVIL_PIECES, ids=ascii)
-def test_a_piece_that_is_not_safe_everywhere_is_refused(piece: str, tmp_path: Path):
+def test_a_piece_that_is_not_safe_everywhere_is_refused(piece: str, tmp_path: Path) -> None:
     with pytest.raises(errors.HubError) as caught:
         names.inside(tmp_path, piece)
     message = str(caught.value)
@@ -114,20 +114,20 @@ def test_a_piece_that_is_not_safe_everywhere_is_refused(piece: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", EVIL_PATHS + EVIL_PIECES, ids=lambda name: ascii(name)[:40])
-def test_a_file_name_that_leads_elsewhere_is_refused(name: str):
+def test_a_file_name_that_leads_elsewhere_is_refused(name: str) -> None:
     with pytest.raises(errors.HubError):
         names.check_path(name, "file")
 
 
 @pytest.mark.parametrize("name", GOOD_FILES)
-def test_an_honest_file_name_is_kept(name: str, tmp_path: Path):
+def test_an_honest_file_name_is_kept(name: str, tmp_path: Path) -> None:
     path = names.inside(tmp_path, *names.check_path(name, "file"))
     assert path.relative_to(tmp_path).as_posix() == name
 
 
 @given(st.text(max_size=40))
 @settings(max_examples=200, deadline=None)
-def test_whatever_is_accepted_stays_under_the_root(name: str):
+def test_whatever_is_accepted_stays_under_the_root(name: str) -> None:
     root = Path("/cache/of/models")
     try:
         path = names.inside(root, *names.check_path(name, "file"))
@@ -171,7 +171,9 @@ def test_whatever_is_accepted_stays_under_the_root(name: str):
     ],
     ids=lambda text: ascii(text)[:40],
 )
-def test_a_model_name_that_no_hub_has_is_refused_before_the_network(text: str, server: HubServer, tmp_path: Path):
+def test_a_model_name_that_no_hub_has_is_refused_before_the_network(
+    text: str, server: HubServer, tmp_path: Path
+) -> None:
     with pytest.raises(errors.HubError) as caught:
         fetch(server, text, tmp_path)
     assert str(caught.value).isprintable()
@@ -190,12 +192,12 @@ def test_a_model_name_that_no_hub_has_is_refused_before_the_network(text: str, s
         ("My-Org_1/m.1@dev:x@2.gguf", names.Name("My-Org_1/m.1", "dev", "x@2.gguf")),
     ],
 )
-def test_a_model_name_is_taken_apart_and_put_together(text: str, parsed: names.Name):
+def test_a_model_name_is_taken_apart_and_put_together(text: str, parsed: names.Name) -> None:
     assert names.parse(text) == parsed
     assert str(parsed) == text
 
 
-def test_two_different_revisions_are_refused():
+def test_two_different_revisions_are_refused() -> None:
     assert names.parse("org/model", "v1") == names.Name("org/model", "v1")
     with pytest.raises(errors.HubError, match="one revision"):
         names.parse("org/model@v1", "v2")
@@ -216,7 +218,7 @@ LISTED = [
 
 
 @pytest.mark.parametrize("name", LISTED, ids=lambda name: ascii(name)[:40])
-def test_a_server_that_lists_an_evil_name_writes_nothing(name: str, server: HubServer, tmp_path: Path):
+def test_a_server_that_lists_an_evil_name_writes_nothing(name: str, server: HubServer, tmp_path: Path) -> None:
     cache = tmp_path / "deep" / "cache"
     cache.mkdir(parents=True)
     server.add("org/m", {name: b"evil"})
@@ -229,7 +231,7 @@ def test_a_server_that_lists_an_evil_name_writes_nothing(name: str, server: HubS
 @pytest.mark.parametrize(
     "oid", ["../../../../evil", "a" * 63, "A" * 64, "g" * 64, "", "a" * 64 + "\n", "a" * 64 + "/.."]
 )
-def test_a_digest_that_is_no_digest_never_becomes_a_path(oid: str, server: HubServer, tmp_path: Path):
+def test_a_digest_that_is_no_digest_never_becomes_a_path(oid: str, server: HubServer, tmp_path: Path) -> None:
     server.add("org/m", {"m.gguf": b"content"})
     server.repos["org/m"].lies["m.gguf"] = {"lfs": {"oid": oid, "size": 7, "pointerSize": 1}}
     with pytest.raises(errors.HubError, match="digest"):
@@ -238,21 +240,21 @@ def test_a_digest_that_is_no_digest_never_becomes_a_path(oid: str, server: HubSe
 
 
 @pytest.mark.parametrize("sha", ["../../evil", "abc", "", "A" * 40, "0" * 41])
-def test_a_commit_that_is_no_commit_never_becomes_a_path(sha: str, server: HubServer, tmp_path: Path):
+def test_a_commit_that_is_no_commit_never_becomes_a_path(sha: str, server: HubServer, tmp_path: Path) -> None:
     server.add("org/m", {"m.gguf": b"content"}, sha=sha)
     with pytest.raises(errors.HubError, match="commit"):
         fetch(server, "org/m", tmp_path)
     assert tree(tmp_path) == set()
 
 
-def test_a_commit_other_than_the_one_asked_for_is_refused(server: HubServer, tmp_path: Path):
+def test_a_commit_other_than_the_one_asked_for_is_refused(server: HubServer, tmp_path: Path) -> None:
     commit = server.add("org/m", {"m.gguf": b"content"})
     server.repos["org/m"].facts["sha"] = "1" * 40
     with pytest.raises(errors.HubError, match="expected that commit"):
         fetch(server, f"org/m@{commit}", tmp_path)
 
 
-def test_names_that_are_one_where_case_is_ignored_are_refused(server: HubServer, tmp_path: Path):
+def test_names_that_are_one_where_case_is_ignored_are_refused(server: HubServer, tmp_path: Path) -> None:
     names.check_distinct(["a/b", "a/c", "d"])
     with pytest.raises(errors.HubError, match="collides"):
         names.check_distinct(["Model.gguf", "model.gguf"])
@@ -266,7 +268,7 @@ def test_names_that_are_one_where_case_is_ignored_are_refused(server: HubServer,
 @pytest.mark.parametrize(
     "folder", ["models--org--m", "models--org--m/blobs", "models--org--m/snapshots", "models--org--m/refs", ".locks"]
 )
-def test_a_folder_of_the_cache_that_is_a_link_is_not_entered(folder: str, server: HubServer, tmp_path: Path):
+def test_a_folder_of_the_cache_that_is_a_link_is_not_entered(folder: str, server: HubServer, tmp_path: Path) -> None:
     outside, cache = tmp_path / "outside", tmp_path / "cache"
     outside.mkdir()
     (cache / folder).parent.mkdir(parents=True, exist_ok=True)
@@ -277,14 +279,14 @@ def test_a_folder_of_the_cache_that_is_a_link_is_not_entered(folder: str, server
     assert tree(outside) == set()
 
 
-def test_a_cache_that_is_a_link_as_a_whole_is_used(server: HubServer, tmp_path: Path):
+def test_a_cache_that_is_a_link_as_a_whole_is_used(server: HubServer, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "cache").symlink_to(tmp_path / "disk")
     server.add("org/m", {"m.gguf": b"content"})
     assert fetch(server, "org/m", tmp_path / "cache").read_bytes() == b"content"
 
 
-def test_a_link_in_a_snapshot_that_leads_outside_is_not_given_out(server: HubServer, tmp_path: Path):
+def test_a_link_in_a_snapshot_that_leads_outside_is_not_given_out(server: HubServer, tmp_path: Path) -> None:
     secret, cache = tmp_path / "secret", tmp_path / "cache"
     secret.write_bytes(b"private")
     server.add("org/m", {"m.gguf": b"content"})
@@ -298,7 +300,7 @@ def test_a_link_in_a_snapshot_that_leads_outside_is_not_given_out(server: HubSer
 
 
 @pytest.mark.parametrize("text", ["../../../outside", "x" * 40, "", "\xff"])
-def test_a_ref_that_somebody_wrote_is_not_believed(text: str, server: HubServer, tmp_path: Path):
+def test_a_ref_that_somebody_wrote_is_not_believed(text: str, server: HubServer, tmp_path: Path) -> None:
     server.add("org/m", {"m.gguf": b"content"})
     fetch(server, "org/m", tmp_path)
     (tmp_path / "models--org--m/refs/main").write_text(text, "latin-1")
@@ -316,7 +318,7 @@ def test_a_ref_that_somebody_wrote_is_not_believed(text: str, server: HubServer,
         '{"format_version":1,"files":{"../x.gguf":{"size":1,"blob_id":"x"}}}',
     ],
 )
-def test_a_list_of_files_that_somebody_wrote_leads_nowhere(text: str, server: HubServer, tmp_path: Path):
+def test_a_list_of_files_that_somebody_wrote_leads_nowhere(text: str, server: HubServer, tmp_path: Path) -> None:
     server.add("org/m", {"m.gguf": b"content"})
     fetch(server, "org/m", tmp_path)
     (found,) = (tmp_path / "models--org--m/trees").iterdir()
@@ -327,7 +329,7 @@ def test_a_list_of_files_that_somebody_wrote_leads_nowhere(text: str, server: Hu
         assert "refused" in str(error)  # noqa: PT017
 
 
-def test_one_module_builds_every_path():
+def test_one_module_builds_every_path() -> None:
     sources = {path.name: path for path in Path(names.__file__).parent.glob("*.py") if path.name != "names.py"}
     assert len(sources) >= 5
     for name, path in sources.items():

@@ -65,7 +65,8 @@ class PagedCache:
         shared = self._length % size and pages.refs(self.table[last]) > 1
         taken: list[int] = []
         try:
-            taken += [self.owner.take() for _ in range(missing)]
+            for _ in range(missing):
+                taken.append(self.owner.take())  # noqa: PERF401  # what was taken must be known when one fails
             if shared:
                 mine = pages.copy(self.table[last])
                 pages.drop(self.table[last])

@@ -40,6 +40,7 @@ _HEADER_LIMIT = 100_000_000  # the format's own
 _ENTRY_LIMIT = 65_536
 _METADATA_LIMIT = 1 << 20
 _RANK_LIMIT = 8
+_ELEMENT_LIMIT = 1 << 48
 _NAME_LIMIT = 512
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -127,8 +128,10 @@ def _entry(name: str, value: Any, start: int, file: MappedFile) -> Entry:
     if dtype is None:
         raise FormatError(file.path, f"{field} dtype", f"one of {', '.join(DTYPES)}", value["dtype"])
     shape = value["shape"]
-    if not _counts(shape) or len(shape) > _RANK_LIMIT:
-        raise FormatError(file.path, f"{field} shape", f"at most {_RANK_LIMIT} counts", shape)
+    # NumPy multiplies the counts, passing over zeros, and must not overflow.
+    if not _counts(shape) or len(shape) > _RANK_LIMIT or math.prod(n or 1 for n in shape) >= _ELEMENT_LIMIT:
+        expected = f"at most {_RANK_LIMIT} counts of fewer than {_ELEMENT_LIMIT} elements"
+        raise FormatError(file.path, f"{field} shape", expected, shape)
     offsets = value["data_offsets"]
     room = file.size - start
     if not _counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= room:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..formats.durable import replacing
 from ..formats.strictjson import read_bounded, read_json
 from . import FILE_LIMIT, Added, Vocabulary, pipelines, sentencepiece, tiktoken, tokenizerjson
 
@@ -93,7 +94,8 @@ def save(vocabulary: Vocabulary, folder: Path) -> None:
     config |= {f"{role}_token": None if id_ is None else tokens[id_] for role, id_ in roles.items()}
     config |= {"add_bos_token": bool(vocabulary.prefix), "add_eos_token": bool(vocabulary.suffix)}
     for name, value in (("tokenizer.json", tokenizerjson.write(vocabulary)), ("tokenizer_config.json", config)):
-        (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+        with replacing(folder / name) as stream:
+            stream.write(json.dumps(value, ensure_ascii=False, indent=1).encode())
 
 
 def _read(path: Path, settings: Settings) -> Vocabulary:

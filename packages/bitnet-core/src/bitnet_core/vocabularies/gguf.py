@@ -192,7 +192,7 @@ def write(vocabulary: Vocabulary) -> dict[str, object]:
         found["remove_extra_whitespaces"] = spaces.collapse
     found["token_type"] = np.array(types, np.int32)
     named = {"bos": vocabulary.bos, "unknown": vocabulary.unk, "padding": vocabulary.pad}
-    found |= {f"{name}_token_id": token for name, token in named.items() if token is not None}
+    found |= {f"{name}_token_id": np.uint32(token) for name, token in named.items() if token is not None}
     found |= _stop_ids(vocabulary)
     found |= {"add_bos_token": bool(vocabulary.prefix), "add_eos_token": bool(vocabulary.suffix)}
     return {_KEY + key: value for key, value in found.items()}
@@ -200,10 +200,9 @@ def write(vocabulary: Vocabulary) -> dict[str, object]:
 
 def _stop_ids(vocabulary: Vocabulary) -> dict[str, object]:
     # GGUF names one end of a text, and one of a turn; the reader finds the others by their texts.
-    stops = sorted(vocabulary.eos)
     turn = vocabulary.ids.get("<|eot_id|>")
-    texts = [token for token in stops if token != turn]
-    found: dict[str, object] = {"eos_token_id": texts[0] if texts else turn} if stops else {}
-    if turn in vocabulary.eos:
-        found["eot_token_id"] = turn
+    texts = sorted(token for token in vocabulary.eos if token != turn)
+    found: dict[str, object] = {"eos_token_id": np.uint32(texts[0])} if texts else {}
+    if turn is not None and turn in vocabulary.eos:
+        found["eot_token_id"] = np.uint32(turn)
     return found

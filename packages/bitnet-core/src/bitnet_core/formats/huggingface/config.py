@@ -345,7 +345,7 @@ def _typed(value: Any, kind: type[_Typed], file: str | os.PathLike[str], path: s
     except msgspec.ValidationError as error:
         message, _, inner = str(error).partition(" - at `$")
         got = value
-        for key, index in re.findall(r"\.([\w.]+)|\[(\d+)\]", inner):
+        for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", inner):
             got = got.get(key) if isinstance(got, dict) else got[int(index)] if isinstance(got, list) else got
         field = f"{path}{inner.rstrip('`')}".lstrip(".") or "JSON"
         if missing := re.search(r"missing required field `(\w+)`", message):
