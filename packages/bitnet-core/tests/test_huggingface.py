@@ -510,6 +510,20 @@ class TestRealModel:
         expected = vectors["logits"]
         np.testing.assert_array_equal(found[: len(expected)].argmax(axis=1), expected.argmax(axis=1))
 
+    def test_perplexity_on_held_out_stories_is_transformers(self, data: Path) -> None:
+        model = huggingface.load(data / "models" / "bitllama2c-1M-hf")
+        text = (data / "text" / "tinystories_valid_head.txt").read_text(encoding="utf-8")[:60_000]
+        tokens = model.tokenizer.encode(text, bos=False)[: 64 * 255].reshape(64, 255)
+        runner = reference.load(model)
+        losses = []
+        for window in tokens:
+            inputs = np.concatenate([[model.tokenizer.bos], window]).astype(np.int32)
+            found = run(runner, inputs[:-1]).astype(np.float64)
+            found -= found.max(axis=1, keepdims=True)
+            losses.append(np.log(np.exp(found).sum(axis=1)) - found[np.arange(len(window)), window])
+        assert np.concatenate(losses).size == 16_320
+        assert np.exp(np.mean(losses)) == pytest.approx(4.8202, abs=0.001)
+
     def test_every_published_config_loads(self, data: Path) -> None:
         files = [file for file in (data / "configs").glob("*.config.json") if "generation" not in file.name]
         assert len(files) >= 5

@@ -1,3 +1,48 @@
 """The ground floor of the BitNet stack: types, files, tokenizers, memory, and the backend that is always right."""
 
+from . import backends
+from .decoder import greedy
+from .errors import (
+    BackendUnavailable,
+    BitNetError,
+    FormatError,
+    HubError,
+    IllConditioned,
+    NotFound,
+    Offline,
+    OutOfMemory,
+    TemplateError,
+    UnsupportedError,
+)
+from .formats import load
+from .layouts import LAYOUTS
+from .model import Backend, Cache, Model, ModelSpec, Rope, Runner, Step, Weights
+from .tensor import TernaryTensor
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "LAYOUTS",
+    "Backend",
+    "BackendUnavailable",
+    "BitNetError",
+    "Cache",
+    "FormatError",
+    "HubError",
+    "IllConditioned",
+    "Model",
+    "ModelSpec",
+    "NotFound",
+    "Offline",
+    "OutOfMemory",
+    "Rope",
+    "Runner",
+    "Step",
+    "TemplateError",
+    "TernaryTensor",
+    "UnsupportedError",
+    "Weights",
+    "backends",
+    "greedy",
+    "load",
+]

@@ -9,7 +9,6 @@ import platform
 import re
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -181,17 +180,17 @@ def describe(root: Path = Path("/")) -> Machine:
     """The whole machine; nothing is measured."""
     found, total = cpu(root), psutil.virtual_memory().total
     cards = gpus(root)
-    if sys.platform == "darwin" and found.vendor == "Apple":
+    if platform.system() == "Darwin" and found.vendor == "Apple":
         cards = (*cards, Gpu(found.name or "Apple", "Apple", total))  # one chip, one memory
     return Machine(platform.platform(), found, total, cgroup.limits(root), cards)
 
 
 def cpu(root: Path = Path("/")) -> Cpu:
     """The processor of this machine, read from the files below `root` where the system has such files."""
-    machine, allowed = platform.machine(), _affinity()
-    if sys.platform == "darwin":
+    system, machine, allowed = platform.system(), platform.machine(), _affinity()
+    if system == "Darwin":
         return apple_cpu(_sysctl(), machine)
-    if sys.platform == "win32":
+    if system == "Windows":
         return windows_cpu(_feature_present, machine, allowed)
     return linux_cpu(root, machine, allowed)
 
@@ -348,8 +347,9 @@ def _feature_present(number: int) -> bool:
 
 def _affinity() -> int | None:
     try:
-        return len(psutil.Process().cpu_affinity())
-    except (AttributeError, OSError, psutil.Error):  # macOS has none
+        ask = getattr(psutil.Process(), "cpu_affinity", None)  # macOS has none
+        return None if ask is None else len(ask())
+    except (OSError, psutil.Error):
         return None
 
 

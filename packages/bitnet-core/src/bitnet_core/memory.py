@@ -318,10 +318,9 @@ def _map(size: int, align: int, huge: bool) -> tuple[mmap.mmap, int]:
         # Python's default is shared memory, which gets no huge pages and which a forked child would write to.
         mapping = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     offset = -_address(mapping) % align
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if huge and advice is not None:
+    if sys.platform != "win32" and huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without huge pages; small ones do as well, only slower
-            mapping.madvise(advice, offset, size)
+            mapping.madvise(mmap.MADV_HUGEPAGE, offset, size)
     return mapping, offset
 
 

@@ -79,8 +79,8 @@ def resolve(
         _LOG.warning("%s; using what the cache has: %s@%s", unreachable, wanted.repo, held.commit)
         return held.place()
     chosen = choose(files, wanted)
-    store.keep(wanted.repo, commit, files)
     _Download(store, replace(hub, patience=patience), wanted, commit, progress).run(chosen)
+    store.keep(wanted.repo, commit, files)
     store.note(wanted.repo, wanted.revision or "main", commit)
     return _Held(store, wanted, commit, chosen, True).place()
 

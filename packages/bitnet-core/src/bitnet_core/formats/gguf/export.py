@@ -156,7 +156,7 @@ def _comparable(spec: ModelSpec) -> dict[str, object]:
         **{name: getattr(spec, name) for name in ("inputs", "qk_norm", "post_norms", "pooling")},
         "biases": frozenset(spec.biases),
         "windows": spec.windows if any(spec.windows) else (),
-        "tied": spec.tied or spec.pooling == "last",
+        "tied": spec.tied,
         "rope": _rounded(spec.rope.magnitude, *spec.rope.frequencies()),
         "local_rope": local and _rounded(local.magnitude, *local.frequencies()),
         "sub_norm_eps": _rounded(spec.sub_norm_eps if spec.sub_norms != "none" else 0),

@@ -78,7 +78,7 @@ class Keys:
         """A number above zero, as the shortest decimal that its float32 is nearest to."""
         value = self._single(name, default)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= highest:
-            return float(str(np.float32(value)))
+            return float(str(np.float32(value))) if self.has(name) else float(value)
         raise self._refusal(name, f"a number above 0 and up to {highest:g}", value)
 
     def text(self, name: str) -> str | None:

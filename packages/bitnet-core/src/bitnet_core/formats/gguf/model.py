@@ -75,8 +75,6 @@ def _check_tensors(file: File, spec: ModelSpec, *, permuted: bool) -> None:
     if missing := [name for name in expected if name not in file.tensors]:
         raise FormatError(file.path, "tensors", f"{_some(missing)}, {len(missing)} in all", "none of that name")
     unused = {names.file_name(f"layers.{i}.{name}.scale") for i in range(spec.layers) for name in names.PROJECTIONS}
-    if spec.pooling != "none":
-        unused.add("output.weight")
     if permuted:
         unused |= {names.FREQUENCIES, names.LONG_FACTORS, names.SHORT_FACTORS}
     if extra := [name for name in file.tensors if name not in expected and name not in unused]:
@@ -102,21 +100,21 @@ def _inputs(file: File, family: str) -> Inputs:
         if stated not in ("int8", "float"):
             raise FormatError(file.path, f"kv {INPUTS_KEY!r}", "int8 or float", stated)
         return "int8" if stated == "int8" else "float"
-    stored = {
-        file.tensors[name].kind.name: name
-        for name in (names.file_name(f"layers.0.{name}") for name in names.PROJECTIONS)
-        if file.tensors[name].kind.layout
-    }
-    if family == "bitnet" or "I2_S" in stored:
+    kinds = {file.tensors[name].kind.name: name for name in _matrices(file)}
+    if family == "bitnet" or "I2_S" in kinds:
         return "int8"
-    if family == "minicpm":
-        return "float"
     # TQ types also carry models with a scale for each block, which were trained with activations as they are.
-    for kind in ("TQ1_0", "TQ2_0"):
-        if kind in stored:
-            weight = file.tensor(stored[kind])
-            return "int8" if isinstance(weight, TernaryTensor) and weight.scale.shape[1] == 1 else "float"
-    return "float"
+    blocks = kinds.get("TQ1_0") or kinds.get("TQ2_0")
+    if family == "minicpm" or blocks is None:
+        return "float"
+    weight = file.tensor(blocks)
+    return "int8" if isinstance(weight, TernaryTensor) and weight.scale.size == 1 else "float"
+
+
+def _matrices(file: File) -> list[str]:
+    """The ternary projections of the first layer."""
+    stored = [names.file_name(f"layers.0.{name}") for name in names.PROJECTIONS]
+    return [name for name in stored if file.tensors[name].kind.layout]
 
 
 def _maker(file: File, spec: ModelSpec, name: str, permuted: bool) -> Callable[[], Weight]:
@@ -125,11 +123,9 @@ def _maker(file: File, spec: ModelSpec, name: str, permuted: bool) -> Callable[[
     if len(file.tensors[stored].shape) == 1:
         heads = rotated_heads(spec, name.removesuffix(".bias")) if permuted and name.endswith(".bias") else 0
         return partial(_vector, file, stored, heads)
-    if names.projection_of(name) is None:
-        return partial(file.tensor, stored)
-    scale = names.file_name(f"{name}.scale")
+    scale = names.file_name(f"{name}.scale") if names.projection_of(name) else None
     heads = rotated_heads(spec, name) if permuted else 0
-    return partial(_projection, file, stored, scale if scale in file.tensors else None, heads)
+    return partial(_matrix, file, stored, scale if scale in file.tensors else None, heads)
 
 
 def rotated_heads(spec: ModelSpec, name: str) -> int:
@@ -145,7 +141,7 @@ def _vector(file: File, stored: str, heads: int = 0) -> npt.NDArray[np.float32]:
     return vector[half_split_rows(len(vector), heads)] if heads else vector
 
 
-def _projection(file: File, stored: str, scale: str | None, heads: int) -> Weight:
+def _matrix(file: File, stored: str, scale: str | None, heads: int) -> Weight:
     weight = file.tensor(stored)
     if not isinstance(weight, TernaryTensor) and file.tensors[stored].kind.name in _EXACT:
         weight = TernaryTensor.detect(weight) or weight  # type: ignore[arg-type]  # it is one of the three

@@ -134,9 +134,9 @@ def spec_from_config(
     _refuse_unknown_arithmetic(config, file)
     head_size = _head_size(config, family, file)
     windows = _windows(config, name, file)
+    # A model that only makes embeddings is published as its trunk.
     pooled = not (config.architectures or ["ForCausalLM"])[0].endswith("ForCausalLM")
     tied = family.tied if config.tie_word_embeddings is None else config.tie_word_embeddings
-    quantization = config.quantization_config or QuantizationConfig()
     norm_eps = config.rms_norm_eps or family.eps
     layers = config.num_hidden_layers
     return ModelSpec(
@@ -155,8 +155,7 @@ def spec_from_config(
         norm_eps=norm_eps,
         activation=_activation(config, family, file),
         sub_norms="projection" if projection_norms else family.sub_norms,
-        # transformers' own norm in front of a projection has an eps of its own; the others share the model's.
-        sub_norm_eps=(quantization.rms_norm_eps or 1e-6) if quantization.use_rms_norm else norm_eps,
+        sub_norm_eps=_sub_norm_eps(config, norm_eps),
         inputs=inputs,
         qk_norm=family.qk_norm,
         post_norms=family.post_norms,
@@ -168,6 +167,12 @@ def spec_from_config(
         tied=tied or (pooled and headless),
         pooling="last" if pooled else "none",
     )
+
+
+def _sub_norm_eps(config: Config, norm_eps: float) -> float:
+    # transformers' own norm in front of a projection has an eps of its own; the others share the model's.
+    recipe = config.quantization_config
+    return recipe.rms_norm_eps or 1e-6 if recipe and recipe.use_rms_norm else norm_eps
 
 
 def _refuse_unknown_arithmetic(config: Config, file: str | os.PathLike[str]) -> None:
@@ -299,6 +304,21 @@ def config_of(spec: ModelSpec, *, packed: bool) -> dict[str, Any]:
         "rope_theta": spec.rope.theta,
         "partial_rotary_factor": spec.rope.size / spec.head_size,
     }
+    config |= _positions_of(spec) | _scales_of(spec)
+    if packed:
+        config["quantization_config"] = {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "offline",
+            "use_rms_norm": spec.sub_norms == "projection",
+            "rms_norm_eps": spec.sub_norm_eps,
+        }
+    return config
+
+
+def _positions_of(spec: ModelSpec) -> dict[str, Any]:
+    """What a config says of rotations and windows beyond theta."""
+    config: dict[str, Any] = {}
     if spec.rope.divisors:
         # The one form that can say any stretch: a divisor for each pair.
         config["rope_scaling"] = {
@@ -313,21 +333,20 @@ def config_of(spec: ModelSpec, *, packed: bool) -> dict[str, Any]:
         config["layer_types"] = ["sliding_attention" if size else "full_attention" for size in spec.windows]
     if spec.local_rope:
         config["rope_local_base_freq"] = spec.local_rope.theta
-    if spec.family == "gemma3":
-        config["query_pre_attn_scalar"] = _whole(spec.query_scale**-2)
-    if spec.family == "minicpm":
-        config["scale_emb"] = spec.embedding_scale
-        config["scale_depth"] = spec.residual_scale * spec.layers**0.5
-        config["dim_model_base"] = spec.logit_scale * spec.hidden_size
-    if packed:
-        config["quantization_config"] = {
-            "quant_method": "bitnet",
-            "linear_class": "autobitlinear",
-            "quantization_mode": "offline",
-            "use_rms_norm": spec.sub_norms == "projection",
-            "rms_norm_eps": spec.sub_norm_eps,
-        }
     return config
+
+
+def _scales_of(spec: ModelSpec) -> dict[str, Any]:
+    """What the configs of two families say of scales that the others do not have."""
+    if spec.family == "gemma3":
+        return {"query_pre_attn_scalar": _whole(spec.query_scale**-2)}
+    if spec.family == "minicpm":
+        return {
+            "scale_emb": spec.embedding_scale,
+            "scale_depth": spec.residual_scale * spec.layers**0.5,
+            "dim_model_base": spec.logit_scale * spec.hidden_size,
+        }
+    return {}
 
 
 def _whole(value: float) -> float:
