@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bitnet_core.chat import ChatTemplate
 from bitnet_core.errors import FormatError, TemplateError
 from bitnet_core.messages import check_messages
@@ -314,7 +315,7 @@ def test_values_that_json_cannot_hold_are_refused() -> None:
 
 def test_a_folder_gives_its_template_and_its_tokens(tmp_path: Path) -> None:
     assert ChatTemplate.from_folder(tmp_path) is None
-    config = {
+    config: dict[str, Any] = {
         "bos_token": {"content": "<s>"},
         "eos_token": "</s>",
         "chat_template": "{{ bos_token }}config{{ eos_token }}",

@@ -264,6 +264,10 @@ def test_offline_the_cache_is_all_there_is(
             fetch(name, **options)
     with pytest.raises(errors.NotFound, match=r"has no file 'x\.gguf'"):
         fetch("org/m:x.gguf", **options)
+    if how == "environment":
+        for ask in (hub.search, hub.describe):
+            with pytest.raises(errors.Offline, match="not asked, because the network is off"):
+                ask("org/m", endpoint=server.url)
     (path / "model.safetensors").unlink()
     with pytest.raises(errors.Offline, match=r"has not model\.safetensors, and the network is off"):
         fetch("org/m", **options)
@@ -627,5 +631,5 @@ def test_a_system_without_links_gets_plain_files(
 
 def test_every_public_name_is_listed() -> None:
     public = {name for name in vars(hub) if not name.startswith("_")}
-    modules = {"catalogue", "inventory", "names", "part", "snapshot", "store", "transfer"}
+    modules = {"catalogue", "inventory", "names", "part", "patience", "snapshot", "store", "transfer"}
     assert public - modules == set(hub.__all__)

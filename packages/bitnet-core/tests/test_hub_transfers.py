@@ -28,7 +28,7 @@ from hub_server import HubServer
 
 from bitnet_core import errors, hub
 from bitnet_core.hub import Patience, Progress
-from bitnet_core.hub.transfer import Passing
+from bitnet_core.hub.patience import Passing
 
 SEEDS = range(int(os.environ.get("BITNET_HUB_SEEDS", "2")))
 SIZE = 300_000
@@ -142,6 +142,10 @@ FATAL: dict[str, tuple[Script, str]] = {
     "429": (body(hub_server.status(429, Retry_After="1"), **EVER), "answers 429 and asks to wait 1 s"),
     "503": (body(hub_server.status(503), **EVER), "answers 503"),
     "404": (body(hub_server.status(404), **EVER), "has no file 'model.gguf'"),
+    "416 to every range": (
+        both(body(hub_server.cut(100_000)), body(hub_server.status(416), **EVER)),
+        "expected the range",
+    ),
     "403 of the content network": (body(hub_server.status(403), **EVER), "refuses the address"),
     "418": (body(hub_server.status(418), **EVER), "expected status 200, got 418"),
     "a redirect to itself": (body(hub_server.redirect("", keep_path=True), **EVER), "redirects"),

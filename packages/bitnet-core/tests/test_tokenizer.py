@@ -1,4 +1,4 @@
-"""Tokenizers: the same ids as the makers' own programs give, text that comes back, and time that grows with the text."""
+"""Tokenizers: the same ids as the makers' own programs give, text that comes back, and linear time."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import gzip
 import random
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bitnet_core.errors import FormatError
 from bitnet_core.tokenizer import TextStream, Tokenizer
 from bitnet_core.vocabularies import BYTE_CHARACTERS, Added, Spaces, Vocabulary, pipelines
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SPECIALS = ("<|begin_of_text|>", "<|eot_id|>", "hello", "\u0394")  # the last is one character
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -71,7 +72,7 @@ COLLAPSING = piece_tokenizer(spaces=Spaces(collapse=True))
 def random_texts(count: int, seed: int) -> Iterator[str]:
     """Strings of many kinds: Latin, what tokenizers treat apart, all of Unicode, and marks that combine."""
     source = random.Random(seed)
-    kinds = (
+    kinds: tuple[Callable[[], str], ...] = (
         lambda: chr(source.randrange(0x250)),
         lambda: source.choice(" \t\n\r'a1sZ中.,\u00a0\u3000é!<|"),
         lambda: chr(source.choice((source.randrange(0x20, 0xD800), source.randrange(0xE000, 0x110000)))),
@@ -111,7 +112,7 @@ def test_text_in_pieces_comes_back_as_it_was(text: str) -> None:
     assert PIECES.decode(PIECES.encode(text)) == text
 
 
-@given(st.lists(st.integers(0, 267), max_size=40), st.booleans(), st.booleans())
+@given(st.lists(st.integers(0, 263), max_size=40), st.booleans(), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_a_stream_gives_what_decoding_at_once_gives(ids: list[int], special: bool, continues: bool) -> None:
     for tokenizer in (BYTES, PIECES, COLLAPSING):
@@ -274,7 +275,7 @@ def test_llama_3_from_json_and_tiktoken_gives_the_ids_of_the_library(llama3: Tok
     assert tiktoken.vocabulary.merges == llama3.vocabulary.merges
     assert tiktoken.special_tokens == llama3.special_tokens
     assert tiktoken.eos == llama3.eos == {128001, 128009}
-    for text in (*declarations(data, 40, 1), *random_texts(1000, 2)):
+    for text in (*declarations(data, 12, 1), *random_texts(500, 2)):
         ids = llama3.encode(text, bos=False).tolist()
         assert ids == tiktoken.encode(text, bos=False).tolist()
         assert ids == theirs.encode(text, add_special_tokens=False).ids
@@ -288,9 +289,9 @@ def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(model: str, data: 
     ours = Tokenizer.from_file(data / model)
     back = Tokenizer.from_gguf(ours.to_gguf(), "back.gguf")
     assert back is not None
-    assert (ours.bos, ours.eos, ours.pad) == (theirs.bos_id(), {theirs.eos_id()}, None)
+    assert (ours.bos, set(ours.eos), ours.pad) == (theirs.bos_id(), {theirs.eos_id()}, None)
     runs = (symbol * count for symbol in " a▁-=.0" for count in range(1, 70))
-    for text in (*declarations(data, 40, 3), *random_texts(1000, 4), *runs):
+    for text in (*declarations(data, 12, 3), *random_texts(500, 4), *runs):
         ids = theirs.encode(text)
         assert ours.encode(text, bos=False).tolist() == ids
         assert back.encode(text, bos=False).tolist() == ids
@@ -298,7 +299,7 @@ def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(model: str, data: 
         assert ours.decode(ids) == "".join(ours.stream(ids))
 
 
-def test_gpt_2_from_its_pair_of_files_gives_the_ids_of_tiktoken(data: Path) -> None:
+def test_gpt_2_from_its_pair_of_files_gives_the_ids_of_its_gguf_file(data: Path) -> None:
     ours = Tokenizer.from_folder(data / "tokenizers" / "gpt2")
     gguf = pytest.importorskip("bitnet_core.formats.gguf")
     path = data / "gguf" / "ggml-vocab-gpt-2.gguf"
@@ -307,7 +308,7 @@ def test_gpt_2_from_its_pair_of_files_gives_the_ids_of_tiktoken(data: Path) -> N
     assert ours is not None
     assert theirs is not None
     assert ours.eos == {50256}
-    for text in (*declarations(data, 20, 6), *random_texts(500, 7)):
+    for text in (*declarations(data, 8, 6), *random_texts(300, 7)):
         assert ours.encode(text).tolist() == theirs.encode(text).tolist()
 
 
@@ -321,18 +322,12 @@ def test_the_small_trained_model_reads_its_own_tokenizer(data: Path) -> None:
     assert ours.eos == {1, 2}
 
 
-RUNS = ["a", " ", "\n", "!", "7", "中", "😀", "\u0301", "\0", "▁", "<|eot_id|>"]
-
-
-@pytest.mark.parametrize("symbol", RUNS)
-def test_the_time_grows_with_a_run_and_not_with_its_square(symbol: str, data: Path) -> None:
-    pieces = Tokenizer.from_file(data / "tokenizers" / "llama2" / "tokenizer.model")
-    words = Tokenizer.from_folder(data / "tokenizers" / "gpt2")
-    assert words is not None
-    for tokenizer in (pieces, words):
-        short, long = (processor_time(tokenizer, (symbol * count)[:count]) for count in (60_000, 240_000))
-        # Four times the text: quadratic work would take sixteen times as long.
-        assert long < 10 * short + 0.05
+@pytest.mark.parametrize("symbol", ["a", " ", "\n", "!", "7", "中", "😀", "\u0301", "\0", "▁", "<|eot_id|>"])
+@pytest.mark.parametrize("tokenizer", [BYTES, PIECES])
+def test_the_time_grows_with_a_run_and_not_with_its_square(tokenizer: Tokenizer, symbol: str) -> None:
+    short, long = (processor_time(tokenizer, (symbol * count)[:count]) for count in (20_000, 80_000))
+    # Four times the text: quadratic work would take sixteen times as long.
+    assert long < 10 * short + 0.05
 
 
 def processor_time(tokenizer: Tokenizer, text: str) -> float:
@@ -342,3 +337,9 @@ def processor_time(tokenizer: Tokenizer, text: str) -> float:
         return time.process_time() - start
 
     return min(once() for _ in range(3))
+
+
+def test_a_million_characters_take_a_moment(data: Path) -> None:
+    tokenizer = Tokenizer.from_file(data / "tokenizers" / "llama2" / "tokenizer.model")
+    for symbol in ("a", "中"):
+        assert processor_time(tokenizer, symbol * 1_000_000) < 5

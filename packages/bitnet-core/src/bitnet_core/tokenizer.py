@@ -26,7 +26,8 @@ _LONG = 1 << 16
 class Tokenizer:
     """One model's tokenizer; it never changes, and any number of threads may use it.
 
-    Special tokens steer a model. In a text they stay text, unless `special=True` says that the text is trusted.
+    Special tokens steer a model. In a text they stay text, even where one is an ordinary word, unless `special=True`
+    says that the text is trusted.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:

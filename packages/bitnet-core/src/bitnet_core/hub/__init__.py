@@ -7,8 +7,8 @@ digest and nothing unfinished ever has a final name.
 
 from .catalogue import Ambiguous, Description, Found, RemoteFile, describe, search
 from .inventory import CachedModel, DiskUsage, cached, clean_up, disk_usage, pin, remove, unpin
+from .patience import Patience
 from .snapshot import Progress, resolve
-from .transfer import Patience
 
 __all__ = [
     "Ambiguous",

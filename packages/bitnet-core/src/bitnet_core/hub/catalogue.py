@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from ..errors import HubError, NotFound, UnsupportedError, printable
+from ..errors import HubError, NotFound, Offline, UnsupportedError, printable
 from . import names
 from .names import Name
-from .transfer import PATIENCE, Hub, Patience
+from .patience import PATIENCE, Patience
+from .transfer import Hub, is_offline
 
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
@@ -153,7 +154,7 @@ def search(
     """The models of the hub that match `query`, the most downloaded first."""
     expand = ["downloads", "gated", "tags", "cardData", "config", "usedStorage"]
     params = {"search": query, "limit": limit, "sort": "downloads", "expand": expand}
-    hub = Hub.connect(endpoint, token, patience)
+    hub = _ask(endpoint, token, patience)
     models = hub.item("/api/models", params, list[_Model], f"the search for '{printable(query)}'")
     return tuple(
         Found(printable(m.id, 200), m.downloads, m.used_storage, m.licence, bool(m.gated), m.is_ternary)
@@ -171,7 +172,7 @@ def describe(
 ) -> Description:
     """The files of a model of the hub, and which of them `resolve` would fetch."""
     wanted = names.parse(name, revision)
-    hub = Hub.connect(endpoint, token, patience)
+    hub = _ask(endpoint, token, patience)
     model = _model(hub, wanted)
     commit = _commit(hub, wanted, model)
     files = fetch_listing(hub, wanted, commit)
@@ -181,6 +182,12 @@ def describe(
     except Ambiguous as several:
         choices = several.choices
     return Description(wanted.repo, commit, model.licence, bool(model.gated), model.is_ternary, files, needed, choices)
+
+
+def _ask(endpoint: str | None, token: str | bool | None, patience: Patience) -> Hub:
+    if is_offline():
+        raise Offline("hub: not asked, because the network is off (BITNET_OFFLINE or HF_HUB_OFFLINE)")
+    return Hub.connect(endpoint, token, patience)
 
 
 def fetch_commit(hub: Hub, wanted: Name) -> str:

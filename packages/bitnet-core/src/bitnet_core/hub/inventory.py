@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import HubError, NotFound, printable
+from ..errors import HubError, NotFound
 from . import names
 from .names import Name
 from .part import disk_errors, leftovers, parts, write_whole
@@ -65,9 +65,7 @@ def disk_usage(*, cache: str | os.PathLike[str] | None = None) -> DiskUsage:
         with suppress(OSError):
             status = path.lstat()
             sizes[status.st_dev, status.st_ino] = status.st_size
-    unfinished = sum(
-        part.lstat().st_size for folder in _folders(store) for part in parts(names.inside(folder, "blobs"))
-    )
+    unfinished = sum(size for folder in _folders(store) for size, _ in parts(names.inside(folder, "blobs")))
     with disk_errors(store.root):
         place = next(p for p in (store.root, *store.root.parents) if p.exists())
         return DiskUsage(store.root, sum(sizes.values()), unfinished, shutil.disk_usage(place).free)
@@ -78,7 +76,7 @@ def pin(name: str, *, revision: str | None = None, cache: str | os.PathLike[str]
     wanted, store = names.parse(name, revision), Store.at(cache)
     commit = _commit_here(store, wanted)
     write_whole(store.pin(wanted.repo, commit), b"", store.blobs(wanted.repo))
-    return str(Name(wanted.repo, commit, wanted.file))
+    return Name(wanted.repo, commit, wanted.file).full
 
 
 def unpin(name: str, *, revision: str | None = None, cache: str | os.PathLike[str] | None = None) -> None:
@@ -155,7 +153,7 @@ def _revision(store: Store, repo: CachedRepoInfo, found: CachedRevisionInfo) -> 
 def _commit_here(store: Store, wanted: Name) -> str:
     commit = store.commit(wanted.repo, wanted.revision or "main")
     if commit is None or not store.snapshot(wanted.repo, commit).is_dir():
-        raise NotFound(f"{wanted}: not in the cache at {printable(store.root, 200)}")
+        raise NotFound(f"{wanted}: not in the cache at {names.shown(store.root)}")
     return commit
 
 
@@ -181,7 +179,7 @@ def _remove_unreadable(store: Store, wanted: Name) -> int:
     """Removes a model of which huggingface_hub can make nothing: damaged, or never fetched to the end."""
     folder = store.folder(wanted.repo)
     if not folder.is_dir():
-        raise NotFound(f"{wanted}: not in the cache at {printable(store.root, 200)}")
+        raise NotFound(f"{wanted}: not in the cache at {names.shown(store.root)}")
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     with disk_errors(folder):
         shutil.rmtree(folder)
@@ -193,18 +191,18 @@ def _remove_revisions(store: Store, info: HFCacheInfo, commits: set[str]) -> int
     (known,) = info.repos
     folder = store.folder(known.repo_id)
     unfinished = parts(store.blobs(known.repo_id)) if commits == _commits(known) else []
-    freed = sum(part.lstat().st_size for part in unfinished)
+    freed = sum(size for size, _ in unfinished)
     plan = info.delete_revisions(*commits)
     paths = plan.repos | plan.snapshots | plan.refs | plan.blobs
     for path in paths - {folder}:
         if not path.parent.resolve().is_relative_to(folder):
             raise HubError(
-                f"{printable(path, 200)}: expected a file of {known.repo_id}, got one outside its folder; "
+                f"{names.shown(path)}: expected a file of {known.repo_id}, got one outside its folder; "
                 "the cache was tampered with: remove the link by hand"
             )
     plan.execute()
     if left := sorted(path for path in paths if os.path.lexists(path)):
-        raise HubError(f"{printable(left[0], 200)}: could not be removed; check the rights to the folder")
+        raise HubError(f"{names.shown(left[0])}: could not be removed; check the rights to the folder")
     return freed + plan.expected_freed_size
 
 

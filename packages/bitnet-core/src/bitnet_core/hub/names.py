@@ -37,10 +37,15 @@ class Name:
     revision: str | None = None
     file: str | None = None
 
-    def __str__(self) -> str:
+    @property
+    def full(self) -> str:
+        """The name as `parse` takes it apart."""
         revision = f"@{self.revision}" if self.revision else ""
         file = f":{self.file}" if self.file else ""
         return f"{self.repo}{revision}{file}"
+
+    def __str__(self) -> str:
+        return printable(self.full, 160)  # messages are one line
 
 
 def parse(text: str, revision: str | None = None) -> Name:
@@ -131,10 +136,16 @@ def inside(root: Path, *pieces: str, link: bool = False) -> Path:
         path = path / piece
         if path.is_symlink() and not (link and index == len(pieces) - 1):
             raise HubError(
-                f"{printable(path, 200)}: expected a folder of the cache, got a symbolic link; "
+                f"{shown(path)}: expected a folder of the cache, got a symbolic link; "
                 "move the whole cache instead (HF_HUB_CACHE)"
             )
     return path
+
+
+def shown(path: Path) -> str:
+    """A path as messages show it: its end tells most."""
+    text = printable(path, 4096)
+    return text if len(text) <= 200 else "..." + text[-197:]
 
 
 def walk(root: Path) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import HubError, printable
+from ..errors import HubError
 from . import names
 
 _PART = re.compile(r"(?P<digest>[0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{16}\.incomplete")
@@ -43,11 +43,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         code = error.errno or 0
         remedy = "choose a folder that you may write to (HF_HUB_CACHE)" if code in _NO_RIGHT else _REMEDIES.get(code)
-        raise HubError(
-            printable(
-                f"{path}: {error.strerror} ({errno.errorcode.get(code, code)}); {remedy or 'check the disk'}", 500
-            )
-        ) from error
+        reason = f"{error.strerror} ({errno.errorcode.get(code, code)})"
+        raise HubError(f"{names.shown(path)}: {reason}; {remedy or 'check the disk'}") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,26 +93,19 @@ def leftovers(scratch: Path, older_than: float) -> Iterator[Path]:
                     yield Path(entry.path)
 
 
-def parts(blobs: Path, digest: str | None = None) -> list[Path]:
-    """The parts in a folder of blobs, of one blob if `digest` is given, the largest first."""
-    try:
-        found = [entry for entry in os.scandir(blobs) if _is_part(entry, digest)]
-        return [Path(entry.path) for entry in sorted(found, key=_part_size, reverse=True)]
-    except FileNotFoundError:
-        return []
-
-
-def _is_part(entry: os.DirEntry[str], digest: str | None) -> bool:
-    match = _PART.fullmatch(entry.name)
-    if match is None or digest not in {None, match["digest"]}:
-        return False
-    return entry.is_file(follow_symlinks=False)
-
-
-def _part_size(entry: os.DirEntry[str]) -> int:
+def parts(blobs: Path, digest: str | None = None) -> list[tuple[int, Path]]:
+    """Size and path of the parts in a folder of blobs, of one blob if `digest` is given, the largest first."""
+    found = []
     with suppress(FileNotFoundError):
-        return entry.stat(follow_symlinks=False).st_size
-    return 0
+        for entry in os.scandir(blobs):
+            match = _PART.fullmatch(entry.name)
+            if match is None or digest not in {None, match["digest"]}:
+                continue
+            with suppress(FileNotFoundError):  # other downloads end at any time
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    found.append((status.st_size, Path(entry.path)))
+    return sorted(found, reverse=True)
 
 
 class Part:
@@ -146,7 +136,7 @@ class Part:
 
     def adopt(self) -> None:
         """Copies what the furthest dead download has fetched, so that it need not be fetched again."""
-        others = [path for path in parts(self.blob.parent, self.blob.name) if path != self._path]
+        others = [path for _, path in parts(self.blob.parent, self.blob.name) if path != self._path]
         with disk_errors(self._path):
             if shutil.disk_usage(self.blob.parent).free < self.expected:
                 # There is no room for both: without the old parts there is, or the caller would have refused.
@@ -188,7 +178,7 @@ class Part:
                 if not (self.blob.is_file() and self.blob.stat().st_size == self.expected):
                     raise
             sync_folder(self.blob.parent)
-            for path in parts(self.blob.parent, self.blob.name):
+            for _, path in parts(self.blob.parent, self.blob.name):
                 self._drop(path)
 
     def _flush(self) -> None:
@@ -201,7 +191,10 @@ class Part:
         self._close()
 
     def _copy(self, source: Path) -> None:
-        handle = os.open(source, os.O_RDONLY | _NOFOLLOW)
+        try:
+            handle = os.open(source, os.O_RDONLY | _NOFOLLOW)
+        except FileNotFoundError:
+            return
         with os.fdopen(handle, "rb", buffering=0) as file:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode) or status.st_size > self.expected:
@@ -218,7 +211,7 @@ class Part:
 
     def _handle(self) -> int:
         if self._file is None:
-            raise HubError(f"{printable(self._path, 200)}: the download has ended already")
+            raise HubError(f"{names.shown(self._path)}: the download has ended already")
         return self._file
 
     def _close(self) -> None:

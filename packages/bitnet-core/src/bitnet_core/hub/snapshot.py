@@ -16,14 +16,14 @@ from . import names
 from .catalogue import RemoteFile, choose, fetch_commit, fetch_listing, is_vital
 from .names import Name
 from .part import Part
+from .patience import PATIENCE, Patience
 from .store import Store
-from .transfer import PATIENCE, Hub, Patience
+from .transfer import Hub, is_offline
 
 _LOG = logging.getLogger(__name__)
 _REPORT_BYTES = 1 << 20
 _REPORT_S = 0.1
 _INDEX_BYTES = 64 << 20
-_TRUE = frozenset(["1", "on", "yes", "true"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def resolve(
         return _checked(Path(local))
     wanted = names.parse(os.fspath(name), revision)
     store = Store.at(cache)
-    stay = _is_offline(offline)
+    stay = is_offline() if offline is None else offline
     try:
         held: _Held | None = _Held.find(store, wanted)
     except HubError:
@@ -99,7 +99,7 @@ class _Held:
     wanted: Name
     commit: str
     files: tuple[RemoteFile, ...]
-    is_complete: bool  # the others are here, too, or were never listed
+    is_complete: bool  # all that the hub listed and the model needs is here
 
     @classmethod
     def find(cls, store: Store, wanted: Name) -> _Held:
@@ -197,7 +197,7 @@ class _Meter:
 
 def _missing(store: Store, wanted: Name, what: str) -> Offline:
     return Offline(
-        f"{wanted}: the cache at {printable(store.root, 200)} has not {printable(what, 120)}, and the network is off "
+        f"{wanted}: the cache at {names.shown(store.root)} has not {printable(what, 120)}, and the network is off "
         "(offline, BITNET_OFFLINE or HF_HUB_OFFLINE); fetch it once with the network on"
     )
 
@@ -217,11 +217,3 @@ def _lost_shards(store: Store, repo: str, commit: str, files: Sequence[RemoteFil
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
-
-
-def _is_offline(offline: bool | None) -> bool:
-    if offline is not None:
-        return offline
-    from huggingface_hub import constants  # noqa: PLC0415 - 240 ms
-
-    return constants.HF_HUB_OFFLINE or os.environ.get("BITNET_OFFLINE", "").casefold() in _TRUE

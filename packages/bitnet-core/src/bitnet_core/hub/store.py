@@ -24,7 +24,7 @@ from ..errors import HubError, printable
 from . import names
 from .catalogue import RemoteFile
 from .part import disk_errors, parts, scratch_file, sync_folder, write_whole
-from .transfer import Patience
+from .patience import Patience
 
 _TREE_BYTES = 64 << 20
 _LOCK_POLL_S = 0.2
@@ -152,15 +152,15 @@ class Store:
 
     def make_room(self, repo: str, files: list[RemoteFile]) -> None:
         """Raises if the disk cannot hold `files`; parts of earlier downloads of them count as room."""
-        missing = {file.digest: file.size for file in files if not self.has_blob(repo, file)}
-        blobs, needed = self.blobs(repo), sum(missing.values())
+        missing = {file.digest: file for file in files if not self.has_blob(repo, file)}
+        blobs, needed = self.blobs(repo), sum(file.size for file in missing.values())
+        old = sum(self._fetched(repo, file) for file in missing.values())
         with disk_errors(blobs):
-            place = next(p for p in (blobs, *blobs.parents) if p.exists())
+            place = next(path for path in (blobs, *blobs.parents) if path.exists())
             free = shutil.disk_usage(place).free
-            old = sum(part.stat().st_size for digest in missing for part in parts(blobs, digest))
         if needed > free + old:
             raise HubError(
-                f"{printable(place, 200)}: expected {needed} bytes of free space for {repo}, got {free + old}; "
+                f"{names.shown(place)}: expected {needed} bytes of free space for {repo}, got {free + old}; "
                 "free some space, remove models, or choose another disk (HF_HUB_CACHE)"
             )
 
@@ -196,10 +196,8 @@ class Store:
         return names.inside(self.pins(repo), names.check_commit(commit))
 
     def _fetched(self, repo: str, file: RemoteFile) -> int:
-        for part in parts(self.blobs(repo), file.digest):
-            with suppress(OSError):
-                return min(part.stat().st_size, file.size)
-        return 0
+        sizes = [size for size, _ in parts(self.blobs(repo), file.digest) if size <= file.size]
+        return max(sizes, default=0)
 
     def _ref(self, repo: str, revision: str) -> Path:
         return names.inside(self.folder(repo), "refs", *names.check_path(revision, "revision"))
@@ -219,6 +217,6 @@ class Store:
         real = path.resolve(strict=True)
         if not real.is_relative_to(self.root):
             raise HubError(
-                f"{printable(path, 200)}: expected a link into the cache, got one to {printable(real, 120)}; remove it"
+                f"{names.shown(path)}: expected a link into the cache, got one to {printable(real, 120)}; remove it"
             )
         return real

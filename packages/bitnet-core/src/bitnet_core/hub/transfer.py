@@ -8,7 +8,7 @@ notice a server that sends a byte a second.
 from __future__ import annotations
 
 import importlib
-import random
+import os
 import re
 import socket
 import ssl
@@ -28,6 +28,7 @@ from .. import __version__
 from ..errors import HubError, NotFound, Offline, printable
 from .names import Name
 from .part import Part
+from .patience import Passing, Patience
 
 if TYPE_CHECKING:
     import httpx2
@@ -37,55 +38,10 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_HOPS = 8
 _MOST_PAGES = 100
 _JSON_BYTES = 64 << 20
-_ENOUGH_PROGRESS = 16 << 20  # bytes; a transfer that has come this much further has earned new retries
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_TRUE = frozenset(["1", "on", "yes", "true"])
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a hub is waited for, and how often it is asked again; seconds and bytes a second."""
-
-    connect_s: float = 10.0
-    stall_s: float = 30.0  # no answer for so long, or less than `least_rate` over so long, is a stall
-    least_rate: float = 1024.0
-    retries: int = 5
-    backoff_s: float = 0.5  # doubled with every retry, and taken at random between half and the whole
-    longest_wait_s: float = 60.0  # a server that asks for more is not waited for
-    pause: Callable[[float], None] = time.sleep
-
-    def __post_init__(self) -> None:
-        if not (0 < self.stall_s <= 60 and 0 <= self.retries <= 5):
-            raise ValueError(f"stall_s must be in 0..60 and retries in 0..5, not {self.stall_s} and {self.retries}")
-
-    def persist(self, attempt: Callable[[], T], reached: Callable[[], int] = lambda: 0) -> T:
-        """Calls `attempt` until it succeeds, fails for good, or has failed too often without getting further."""
-        failures, mark = 0, reached()
-        while True:
-            try:
-                return attempt()
-            except Passing as passing:
-                failure = passing
-            if reached() - mark >= _ENOUGH_PROGRESS:
-                failures, mark = 0, reached()
-            failures += 1
-            if failures > self.retries or failure.wait_s > self.longest_wait_s:
-                raise failure.error
-            longest = self.backoff_s * 2.0 ** (failures - 1)
-            self.pause(max(failure.wait_s, random.uniform(longest / 2, longest)))  # noqa: S311
-
-
-PATIENCE = Patience()
-
-
-class Passing(Exception):
-    """A failure that may pass by itself: what to raise when it does not, and how long the server asks to wait."""
-
-    def __init__(self, error: HubError, wait_s: float = 0.0) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.wait_s = wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +138,13 @@ class Hub:
         """Brings `part` to where the answer's body begins, or refuses the answer."""
         headers = response.headers
         plain = headers.get("content-encoding", "identity").lower() == "identity"
-        if response.status_code == 206:
+        if response.status_code in {206, 416}:
             found = _RANGE.fullmatch(headers.get("content-range", ""))
             expected = (part.size, part.expected - 1, part.expected)
             unchanged = part.etag in {None, headers.get("etag")}
             if not (plain and unchanged and found and tuple(map(int, found.groups())) == expected and part.size):
                 part.restart()
-                got = "a changed ETag" if not unchanged else printable(headers.get("content-range", "no Content-Range"))
+                got = printable(headers.get("content-range", "none")) if unchanged else "another ETag"
                 raise Passing(HubError(f"{_host(url)}: {subject}: expected the range {expected}, got {got}"))
         else:
             length = headers.get("content-length", "")
@@ -224,10 +180,11 @@ class Hub:
             for _ in range(_MOST_HOPS):
                 response = self._send(url, headers)
                 try:
-                    linked = (response.headers.get("x-linked-etag") or digest or "").strip('W/"')
-                    if digest and linked != digest:
+                    linked = response.headers.get("x-linked-etag", "").strip('W/"')
+                    if digest and len(linked) == len(digest) and linked != digest:
                         raise HubError(
-                            f"{_host(url)}: {subject}: expected the digest {digest}, got {printable(linked)}"
+                            f"{_host(url)}: {subject}: expected the digest {digest}, got {printable(linked)}; "
+                            "the file has changed: try again"
                         )
                     if response.status_code not in _REDIRECTS:
                         self._check_status(response, url, subject)
@@ -264,7 +221,7 @@ class Hub:
 
     def _check_status(self, response: httpx2.Response, url: str, subject: Name | str) -> None:
         status = response.status_code
-        if status in {200, 206}:
+        if status in {200, 206, 416}:  # which of them is right depends on what was asked
             return
         host, reason = _host(url), response.headers.get("x-error-code", "")
         if status in _PASSING:
@@ -274,8 +231,6 @@ class Hub:
         if status in {401, 403} and _origin(url) != _origin(self.endpoint):
             # A signed address that has expired: the next attempt is given a new one.
             raise Passing(HubError(f"{host}: {subject}: the content network refuses the address ({status}); try again"))
-        if status == 416:
-            raise Passing(HubError(f"{host}: {subject}: the server refuses the range (416); try again"))
         raise self._refusal(status, reason, host, subject)
 
     def _refusal(self, status: int, reason: str, host: str, subject: Name | str) -> HubError:
@@ -288,9 +243,13 @@ class Hub:
                 "account (token= or HF_TOKEN)"
             )
         if reason == "RevisionNotFound":
-            return NotFound(f"{host}: {repo} has no revision '{revision or 'main'}'; see {self.endpoint}/{repo}")
+            return NotFound(
+                f"{host}: {repo} has no revision '{printable(revision or 'main')}'; see {self.endpoint}/{repo}"
+            )
         if reason == "EntryNotFound" or (status == 404 and file and not reason):
-            return NotFound(f"{host}: {repo} has no file '{file}'; see {self.endpoint}/{repo}/tree/main")
+            return NotFound(
+                f"{host}: {repo} has no file '{printable(file or '')}'; see {self.endpoint}/{repo}/tree/main"
+            )
         if reason == "RepoNotFound" or status == 404 or (status == 401 and not self.token):
             remedy = "check the token's rights" if self.token else "if it is private, pass a token (token= or HF_TOKEN)"
             return NotFound(f"{host}: no repository {repo}; check the name; {remedy}")
@@ -309,12 +268,22 @@ def _http() -> ModuleType:
     return importlib.import_module(next(home for home in homes if home in {"httpx", "httpx2"}))
 
 
+def is_offline() -> bool:
+    """Whether the user has switched the network off, for us or for huggingface_hub."""
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    return constants.HF_HUB_OFFLINE or os.environ.get("BITNET_OFFLINE", "").casefold() in _TRUE
+
+
 def _usable_token(token: str | bool | None) -> str | None:
     from huggingface_hub import constants, get_token  # noqa: PLC0415
 
     if token is False or (token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN):
         return None
-    found = token if isinstance(token, str) else get_token()
+    try:
+        found = token if isinstance(token, str) else get_token()
+    except Exception as error:  # noqa: BLE001 - the ways to log in share no base, and their words may quote secrets
+        raise HubError(f"token: huggingface_hub cannot give one ({type(error).__name__}); log in again") from None
     if found and not _TOKEN.fullmatch(found):
         # Checked here because the HTTP client would print the token when it refuses the header.
         raise HubError("token: expected printable ASCII characters without spaces, got others; copy the token again")

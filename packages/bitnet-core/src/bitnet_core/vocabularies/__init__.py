@@ -137,10 +137,10 @@ class Vocabulary:
 
     def _check_tokens(self) -> None:
         if len(self.ids) != len(self.tokens):
-            later = next(id_ for id_, token in enumerate(self.tokens) if self.ids[token] != id_)
-            token = self.tokens[later]
+            first = next(id_ for id_, token in enumerate(self.tokens) if self.ids[token] != id_)
+            token = self.tokens[first]
             raise FormatError(
-                self.file, f"token {self.ids[token]}", "a text that no other token has", f"{token!r}, as token {later}"
+                self.file, f"token {self.ids[token]}", "a text that no other token has", f"{token!r}, as token {first}"
             )
         if "" in self.ids:
             raise FormatError(self.file, f"token {self.ids['']}", "at least one character", "an empty text")

@@ -201,8 +201,8 @@ def write(vocabulary: Vocabulary) -> dict[str, object]:
 def _stop_ids(vocabulary: Vocabulary) -> dict[str, object]:
     # GGUF names one end of a text, and one of a turn; the reader finds the others by their texts.
     turn = vocabulary.ids.get("<|eot_id|>")
-    texts = sorted(token for token in vocabulary.eos if token != turn)
-    found: dict[str, object] = {"eos_token_id": np.uint32(texts[0])} if texts else {}
+    ends = [*vocabulary.suffix, *sorted(vocabulary.eos - {turn}), *sorted(vocabulary.eos)]
+    found: dict[str, object] = {"eos_token_id": np.uint32(ends[0])} if ends else {}
     if turn is not None and turn in vocabulary.eos:
         found["eot_token_id"] = np.uint32(turn)
     return found

@@ -205,7 +205,7 @@ def _read_values(cursor: _Cursor, count: int) -> tuple[dict[str, object], dict[s
         key = _read_key(cursor, f"kv[{index}].key")
         if key in kinds:
             first = list(kinds).index(key)
-            got = f"duplicate key {printable(key)!r} (entries {first} and {index})"
+            got = f"duplicate key '{printable(key)}' (entries {first} and {index})"
             raise FormatError(cursor.path, "kv", "every key once", got, offset=at)
         kinds[key] = kind = cursor.number("<I", f"kv {key!r} type")
         found[key] = _read_value(cursor, kind, key)
@@ -295,7 +295,7 @@ def _read_entries(cursor: _Cursor, count: int, alignment: int) -> tuple[Entry, .
         entry = _read_entry(cursor, f"tensor[{index}]")
         if entry.name in entries:
             first = list(entries).index(entry.name)
-            got = f"duplicate {printable(entry.name)!r} (entries {first} and {index})"
+            got = f"duplicate '{printable(entry.name)}' (entries {first} and {index})"
             raise FormatError(cursor.path, "tensors", "every name once", got, offset=entry.at)
         if entry.offset % alignment:
             expected = f"a multiple of {alignment}"

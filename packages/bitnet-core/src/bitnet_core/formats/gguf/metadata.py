@@ -123,7 +123,7 @@ def architecture_of(file: str, metadata: Mapping[str, object]) -> str:
         got = "none" if name is None else f"a {type(name).__name__}"
         raise FormatError(file, "kv 'general.architecture'", f"one of {known}", got)
     if name not in ARCHITECTURES:
-        raise UnsupportedError(f"{file}: general.architecture: {printable(name)!r} is not read; there are {known}")
+        raise UnsupportedError(f"{file}: general.architecture: '{printable(name)}' is not read; there are {known}")
     return name
 
 
@@ -273,7 +273,7 @@ def _activation(keys: Keys, architecture: Architecture) -> Activation:
         return architecture.activation
     if name not in _ACTIVATIONS:
         raise UnsupportedError(
-            f"{keys.file}: {keys.prefix}.hidden_activation: {printable(name)!r} is not supported; silu and relu2 are"
+            f"{keys.file}: {keys.prefix}.hidden_activation: '{printable(name)}' is not supported; silu and relu2 are"
         )
     return _ACTIVATIONS[name]
 
@@ -369,6 +369,6 @@ def _stretched(keys: Keys, kind: str | None, theta: float, size: int, context: i
             raise FormatError(keys.file, f"kv '{keys.prefix}.rope.freq_base'", "a number above 1 for yarn", theta)
         return rope.yarn(theta, size, factor, original, fast=fast, slow=slow)
     raise UnsupportedError(
-        f"{keys.file}: {keys.prefix}.rope.scaling.type: {printable(kind)!r} is not supported in this architecture; "
+        f"{keys.file}: {keys.prefix}.rope.scaling.type: '{printable(kind)}' is not supported in this architecture; "
         "none, linear and yarn are"
     )
