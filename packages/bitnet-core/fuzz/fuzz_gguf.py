@@ -95,11 +95,7 @@ def _blob(kind: gguf.Kind) -> gguf.Blob:
 def _with_tokenizer(path: Path) -> tuple[dict[str, object], list[gguf.Blob]]:
     with gguf.File(path) as file:
         values = dict(file.metadata)
-        raw = {name: file.raw(name).copy() for name in file.tensors}
-        blobs = [
-            gguf.Blob(name, place.shape, place.kind, lambda name=name: raw[name])
-            for name, place in file.tensors.items()
-        ]
+        blobs = [_kept(file, name) for name in file.tensors]
     letters = ["<s>", "</s>", *"abcdefghijkl", "ab", "abc"]
     values |= {
         "tokenizer.ggml.model": "gpt2",
@@ -112,6 +108,11 @@ def _with_tokenizer(path: Path) -> tuple[dict[str, object], list[gguf.Blob]]:
         "tokenizer.chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}",
     }
     return values, blobs
+
+
+def _kept(file: gguf.File, name: str) -> gguf.Blob:
+    raw = file.raw(name).copy()
+    return gguf.Blob(name, file.tensors[name].shape, file.tensors[name].kind, lambda: raw)
 
 
 if __name__ == "__main__":

@@ -712,7 +712,7 @@ def test_an_array_of_empty_strings_is_read_in_one_go(path: Path) -> None:
 
 def test_the_fuzz_target_finds_nothing_in_a_short_run() -> None:
     script = Path(__file__).parents[1] / "fuzz" / "fuzz_gguf.py"
-    command = [sys.executable, script, "--engine", "random", "--seconds", "2"]
+    command = [sys.executable, str(script), "--engine", "random", "--seconds", "2"]
     run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "0 findings" in run.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,15 @@ def test_a_model_outlives_the_call_that_loaded_it(tmp_path: Path) -> None:
     weights = gguf.load(tmp_path / "m.gguf").weights
     (tmp_path / "m.gguf").unlink()
     assert_same(random_model(LLAMA).weights["layers.1.ffn.down"], weights["layers.1.ffn.down"])
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_cut_short_under_a_loaded_model_is_refused_by_name(tmp_path: Path, mapped: bool) -> None:
+    gguf.save(random_model(LLAMA), tmp_path / "m.gguf")
+    weights = gguf.load(tmp_path / "m.gguf", mapped=mapped).weights
+    os.truncate(tmp_path / "m.gguf", 5000)
+    with pytest.raises(FormatError, match=r"m\.gguf: tensor 'blk\.1\.ffn_down\.weight': expected the file of"):
+        weights["layers.1.ffn.down"]
 
 
 def test_weights_can_be_copied_instead_of_mapped(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ..errors import FormatError, UnsupportedError, printable
 from . import Added, Spaces, Vocabulary, check_count, pipelines, sentencepiece
 
 _KEY = "tokenizer.ggml."
+_NO_TOKEN = (1 << 32) - 1  # how converters write an id of -1
 _BITNET = frozenset(("bitnet-b1.58", "bitnet-25"))  # their published files name no pre-tokenizer: it is Llama 3's
 _SPECIAL = frozenset((sentencepiece.UNKNOWN, sentencepiece.CONTROL))
 
@@ -72,7 +73,7 @@ class _Keys:
     def token(self, key: str) -> int | None:
         """The id under a key."""
         value = self.metadata.get(_KEY + key)
-        if value is None:
+        if value is None or value == _NO_TOKEN:
             return None
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < len(self.tokens):
             raise FormatError(self.file, _KEY + key, f"an id of 0..{len(self.tokens) - 1}", value)
