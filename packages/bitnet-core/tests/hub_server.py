@@ -137,13 +137,17 @@ class Handler(BaseHTTPRequestHandler):
         """A file, or its range, as an honest server sends it."""
         if content is None:
             self.send(404)
-            return
+        else:
+            self.begin(content, content[self.offset() :], etag=etag, commit=commit)
+
+    def begin(self, content: bytes, body: bytes, *, etag: str | None = None, commit: str = "") -> None:
+        """The honest head of an answer with `content`, or its range, and `body`."""
         start, headers = self.offset(), {"ETag": etag or f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if commit:
             headers["X-Repo-Commit"] = commit
-        self.send(206 if start else 200, content[start:], headers)
+        self.send(206 if start else 200, body, headers, length=len(content) - start)
 
     def _content(self) -> bytes | None:
         path = urlsplit(self.path).path
@@ -390,9 +394,7 @@ def cut(after: int, *, reset: bool = False) -> Act:
     """Promises all that is wanted, sends `after` bytes of it and ends the connection."""
 
     def act(handler: Handler, content: bytes) -> bool:
-        start = handler.offset()
-        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        handler.send(206 if start else 200, content[start : start + after], headers, length=len(content) - start)
+        handler.begin(content, content[handler.offset() :][:after])
         (handler.reset if reset else handler.drop)()
         return True
 
@@ -479,9 +481,7 @@ def stall(after: int) -> Act:
     """Sends `after` bytes and then nothing, with the connection open."""
 
     def act(handler: Handler, content: bytes) -> bool:
-        start = handler.offset()
-        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        handler.send(206 if start else 200, content[start : start + after], headers, length=len(content) - start)
+        handler.begin(content, content[handler.offset() :][:after])
         handler.wfile.flush()
         handler.hub.closing.wait(20)
         handler.drop()
@@ -494,10 +494,8 @@ def drip(every_s: float) -> Act:
     """Sends a byte at a time."""
 
     def act(handler: Handler, content: bytes) -> bool:
-        start = handler.offset()
-        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        handler.send(206 if start else 200, b"", headers, length=len(content) - start)
-        for byte in drops(content[start:]):
+        handler.begin(content, b"")
+        for byte in drops(content[handler.offset() :]):
             handler.put(byte)
             if handler.hub.closing.wait(every_s):
                 break

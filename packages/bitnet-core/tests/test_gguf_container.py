@@ -139,7 +139,7 @@ def test_the_places_of_strings_are_those_of_a_plain_walk(texts: list[bytes], rep
 def test_an_array_of_strings_larger_than_what_is_read_at_once_is_whole(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     words = ["w" * int(n) for n in random.integers(0, 60, 60_000)]
-    words[100], words[30_000] = "long" * 50_000, "\0" * 3000
+    words[100], words[200], words[30_000] = "long" * 50_000, "longer" * 400_000, "\0" * 3000
     gguf.write(tmp_path / "s.gguf", {"a": words, "b": ["x"] * 5000, "c": [""] * 5000, "d": np.uint32(7)}, [])
     with gguf.File(tmp_path / "s.gguf", strict=True) as file:
         assert list(file.metadata["a"]) == words  # type: ignore[call-overload]
@@ -244,6 +244,13 @@ def test_a_shard_in_the_place_of_another_is_named(tmp_path: Path) -> None:
 def test_a_shard_of_a_different_split_is_named(tmp_path: Path) -> None:
     paths = split_files(tmp_path, s3={"split.count": np.uint16(4)})
     with pytest.raises(FormatError, match=r"m-00003-of-00003\.gguf: shard 3 of 3: split\.count: expected 3, got 4"):
+        gguf.File(paths[0])
+
+
+def test_a_shard_that_is_damaged_is_named(tmp_path: Path) -> None:
+    paths = split_files(tmp_path)
+    paths[2].write_bytes(b"GGUF" + bytes(99))
+    with pytest.raises(FormatError, match=r"m-00003-of-00003\.gguf: version: expected 2 or 3, got 0"):
         gguf.File(paths[0])
 
 

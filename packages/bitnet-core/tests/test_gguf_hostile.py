@@ -466,12 +466,54 @@ def test_a_value_without_sense_is_refused_by_its_name(path: Path, key: str, bad:
         ("rope.dimension_count", 8, "8 of 16 is not supported"),
         ("attention.value_length", 8, "8 beside keys of 16 is not supported"),
         ("rope.scaling.type", "su", "'su' is not supported"),
+        ("rope.scaling.type", np.uint32(3), "'llama.rope.scaling.type': expected a string, got 3"),
         ("rope.scaling.type", "longrope", "tensor 'rope_factors_short.weight': expected a vector of 8, got none"),
     ],
 )
 def test_a_value_that_is_honest_but_not_supported_says_so(path: Path, key: str, bad: object, message: str) -> None:
     values, tensors = plain_model()
     refused_model(path, values | {"llama.attention.key_length": 16, f"llama.{key}": bad}, tensors, message)
+
+
+def test_yarn_over_a_base_that_has_no_logarithm_is_refused(path: Path) -> None:
+    values, tensors = plain_model()
+    stretch = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": np.float32(2)}
+    refused_model(
+        path, values | stretch | {"llama.rope.freq_base": np.float32(1)}, tensors, "a number above 1 for yarn"
+    )
+
+
+def test_an_activation_that_is_not_known_is_refused(path: Path) -> None:
+    gguf.save(random_model(tiny_spec(activation="silu")), path)
+    with gguf.File(path) as file:
+        values = {key: np.float32(found) if isinstance(found, float) else found for key, found in file.metadata.items()}
+        tensors = {name: gguf.Blob(name, t.shape, t.kind, bytes_of(file, name)) for name, t in file.tensors.items()}
+    gguf.write(path, values | {"bitnet.hidden_activation": "relu"}, list(tensors.values()))
+    with pytest.raises(
+        UnsupportedError, match=r"bitnet\.hidden_activation: 'relu' is not supported; silu and relu2 are"
+    ):
+        gguf.load(path)
+    vector = TernaryTensor.from_codes(np.ones((1, 128), np.int8), 0.5)
+    norm = gguf.Blob("output_norm.weight", (128,), gguf.KINDS["I2_S"], encoder("I2_S", vector))
+    gguf.write(path, values, list((tensors | {norm.name: norm}).values()))
+    with pytest.raises(UnsupportedError, match=r"'output_norm\.weight': a vector of ternary numbers is not read"):
+        gguf.load(path).weights["norm"]
+
+
+def bytes_of(file: gguf.File, name: str) -> Callable[[], npt.NDArray[np.uint8]]:
+    raw = file.raw(name).copy()
+    return lambda: raw
+
+
+@pytest.mark.parametrize("pattern", [np.ones(3, np.bool_), np.ones(7, np.int32) * 2])
+def test_a_pattern_of_windows_that_does_not_fit_the_layers_is_refused(
+    path: Path, pattern: npt.NDArray[np.generic]
+) -> None:
+    values, tensors = plain_model()
+    values = {key.replace("llama.", "gemma3."): found for key, found in values.items()}
+    values |= {"general.architecture": "gemma3", "gemma3.attention.sliding_window": 8}
+    values["gemma3.attention.sliding_window_pattern"] = pattern
+    refused_model(path, values, tensors, "'gemma3.attention.sliding_window_pattern': expected a number, or 1 bools")
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,9 @@ def test_a_scale_beside_a_matrix_multiplies_it(tmp_path: Path) -> None:
         assert isinstance(its, TernaryTensor)
         np.testing.assert_array_equal(its.scale, mine.scale * np.float32(factor))
         assert its.digest() == mine.digest()
+    noise = np.random.default_rng(0).random((128, 128), np.float32)
+    loaded = gguf.load(rewritten(tmp_path / "m.gguf", tensors={"blk.0.attn_q.weight": noise}))
+    assert_same(noise * 2, loaded.weights["layers.0.attn.q"])
     rewritten(tmp_path / "m.gguf", tensors={"blk.0.attn_q.scale": np.array([1, 2], np.float32)})
     with pytest.raises(FormatError, match=r"m\.gguf: tensor 'blk\.0\.attn_q\.scale': expected one finite number"):
         gguf.load(tmp_path / "m.gguf").weights["layers.0.attn.q"]
@@ -414,10 +417,14 @@ def test_verify_finds_damage_and_reads_on(tmp_path: Path) -> None:
     end = places["blk.1.attn_output.weight"]
     data[end.start + end.nbytes - 32 : end.start + end.nbytes - 28] = bytes(4)  # its scale
     embedding = places["token_embd.weight"].start
+    block = places["blk.1.ffn_up.weight"]
+    data[block.start + block.nbytes - 32 : block.start + block.nbytes - 28] = np.array([np.nan], np.float32).tobytes()
     data[embedding + 4 * 1000 : embedding + 4 * 1002] = np.array([np.nan, -np.inf], np.float32).tobytes()
     path.write_bytes(data)
     found = {finding.tensor: finding for finding in gguf.verify(path) if finding.problem}
-    assert set(found) == {"blk.0.attn_q.weight", "blk.1.attn_output.weight", "token_embd.weight"}
+    damaged = {"blk.0.attn_q.weight", "blk.1.attn_output.weight", "blk.1.ffn_up.weight", "token_embd.weight"}
+    assert set(found) == damaged
+    assert found["blk.1.ffn_up.weight"].problem == "1 of 1 scales are not finite"
     bad = found["blk.0.attn_q.weight"]
     assert (bad.first_bad, bad.digest) == (2 * 128 + 6, None)
     assert bad.problem == "the code at row 2, column 6 is none of -1, 0 and 1"

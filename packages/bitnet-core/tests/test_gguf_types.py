@@ -237,6 +237,13 @@ def test_a_number_too_large_for_float16_is_not_written(value: float) -> None:
         types.encode(gguf.KINDS["F16"], np.array([1.0, value], np.float32))
 
 
+def test_types_that_are_only_read_are_not_written() -> None:
+    with pytest.raises(ValueError, match="Q6_K is read and not written; F32, F16, BF16 and the ternary types are"):
+        types.encode(gguf.KINDS["Q6_K"], np.zeros((1, 256), np.float32))
+    with pytest.raises(TypeError, match="I2_S holds ternary tensors, got float32"):
+        types.encode(gguf.KINDS["I2_S"], np.zeros((1, 256), np.float32))
+
+
 # --- codes
 
 

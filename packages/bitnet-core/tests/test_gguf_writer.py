@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bitnet_core import rope
+from bitnet_core.chat import ChatTemplate
 from bitnet_core.errors import UnsupportedError
 from bitnet_core.formats import gguf
 from bitnet_core.formats.gguf import types
@@ -103,8 +104,10 @@ def test_the_architecture_is_one_that_says_the_spec(tmp_path: Path) -> None:
         (replace(LLAMA, family="qwen2", biases=("attn.q", "attn.k", "attn.v")), "qwen2"),
         (replace(LLAMA, family="qwen3", qk_norm=True), "qwen3"),
         (replace(LLAMA, family="minicpm", residual_scale=0.5), "minicpm"),
+        (replace(LLAMA, rope=rope.linear(1e4, 32, 4.0)), "llama"),
     ):
         gguf.save(random_model(spec), tmp_path / "m.gguf")
+        assert gguf.load(tmp_path / "m.gguf").spec == spec
         with gguf.File(tmp_path / "m.gguf") as file:
             assert file.metadata["general.architecture"] == architecture
 
@@ -125,6 +128,14 @@ def test_a_spec_that_no_architecture_says_is_refused(tmp_path: Path, changes: di
 
 
 # --- the tokenizer's values
+
+
+def test_the_template_comes_along(tmp_path: Path) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    gguf.save(replace(random_model(LLAMA), template=template), tmp_path / "m.gguf")
+    loaded = gguf.load(tmp_path / "m.gguf").template
+    assert loaded is not None
+    assert loaded.source == template.source
 
 
 def test_rows_that_the_tokenizer_lacks_become_unused_tokens(tmp_path: Path) -> None:

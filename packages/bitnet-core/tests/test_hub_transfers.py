@@ -332,22 +332,61 @@ def test_a_server_without_tls_is_one_line(
     assert pauses == []
 
 
-def test_a_certificate_that_nobody_signed_is_one_line(tmp_path: Path, patience: Patience, pauses: Pauses) -> None:
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for localhost that nobody signed, and what a server needs to show it."""
     if shutil.which("openssl") is None:
         pytest.skip("NO OPENSSL: the command makes the certificate of this test")
-    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
+    key, path = tmp_path / "key", tmp_path / "certificate"
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    make += ["-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
+    make += [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(key),
+        "-out",
+        str(path),
+    ]
     subprocess.run(make, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(path, key)
+    return path, context
+
+
+def test_a_certificate_that_nobody_signed_is_one_line(
+    certificate: tuple[Path, ssl.SSLContext], tmp_path: Path, patience: Patience, pauses: Pauses
+) -> None:
     with (
-        hub_server.listening(hub_server.Refusing, context) as port,
+        hub_server.listening(hub_server.Refusing, certificate[1]) as port,
         pytest.raises(errors.Offline, match="CERTIFICATE_VERIFY_FAILED") as caught,
     ):
         hub.resolve("org/m", cache=tmp_path / "c", endpoint=f"https://localhost:{port}", token=False, patience=patience)
     check_line(caught.value)
     assert pauses == []
+
+
+def test_a_redirect_from_https_to_http_is_refused(
+    certificate: tuple[Path, ssl.SSLContext], server: HubServer, tmp_path: Path
+) -> None:
+    class Downgrading(hub_server.Refusing):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", f"{server.url}{self.path}")
+            self.end_headers()
+
+    server.add("org/m", {"model.gguf": b"content"})
+    with hub_server.listening(Downgrading, certificate[1]) as port:
+        said = hub_server.run_python(
+            "try: hub.resolve('org/m', cache=sys.argv[1], token=False, patience=hub.Patience(retries=0))\n"
+            "except errors.HubError as error: print(error)\n",
+            str(tmp_path / "c"),
+            HF_ENDPOINT=f"https://localhost:{port}",
+            SSL_CERT_FILE=str(certificate[0]),
+        )
+    assert "expected a redirect to https, got one to 'http://127.0.0.1" in said
+    assert server.requests == []
 
 
 def test_a_name_that_no_server_has_is_one_line(tmp_path: Path, patience: Patience) -> None:
@@ -389,6 +428,30 @@ def test_a_download_goes_on_where_it_was_cut(server: HubServer, tmp_path: Path, 
         assert list(cache.glob("**/*.incomplete")) == []
         # The JSON of four questions is counted too; of the model nothing was sent twice.
         assert server.sent <= SIZE + 4_000
+
+
+@pytest.mark.parametrize(
+    ("act", "ranges"),
+    [
+        (hub_server.whole, [None, "bytes=100000-"]),
+        (hub_server.wrong_range(10), [None, "bytes=100000-", None]),
+        (hub_server.wrong_range(-10), [None, "bytes=100000-", None]),
+        (hub_server.changed_etag, [None, "bytes=100000-", None]),
+        (hub_server.status(416), [None, "bytes=100000-", None]),
+        (hub_server.gzipped, [None, "bytes=100000-"]),
+    ],
+    ids=["200", "a range too late", "a range too early", "another etag", "416", "gzip"],
+)
+def test_an_answer_that_does_not_go_on_is_noticed_by_its_head(
+    act: hub_server.Act, ranges: list[str | None], server: HubServer, tmp_path: Path, patience: Patience
+) -> None:
+    content = random.Random(12).randbytes(SIZE)
+    server.add("org/m", {"model.gguf": content})
+    # The first answer has the ETag of all honest ones, and ends too early.
+    server.fault(hub_server.cut(100_000))
+    server.fault(act)
+    assert fetch(server, tmp_path, patience).read_bytes() == content
+    assert [request.headers.get("range") for request in server.asked("", "cdn")] == ranges
 
 
 def test_a_part_that_is_damaged_on_the_disk_is_fetched_again(

@@ -19,8 +19,6 @@ from . import names
 from .container import File
 from .metadata import ARCHITECTURES, INPUTS_KEY, Inputs, architecture_of, read_spec
 
-# Types whose numbers are exact: a matrix of them may be a ternary one that was multiplied out.
-_EXACT = frozenset({"F32", "F16", "BF16"})
 _SAMPLING = (
     ("temperature", "general.sampling.temp"),
     ("top_p", "general.sampling.top_p"),
@@ -143,7 +141,8 @@ def _vector(file: File, stored: str, heads: int = 0) -> npt.NDArray[np.float32]:
 
 def _matrix(file: File, stored: str, scale: str | None, heads: int) -> Weight:
     weight = file.tensor(stored)
-    if not isinstance(weight, TernaryTensor) and file.tensors[stored].kind.name in _EXACT:
+    if not isinstance(weight, TernaryTensor) and file.tensors[stored].kind.plain:
+        # The numbers are exact: they may be a ternary matrix that was multiplied out.
         weight = TernaryTensor.detect(weight) or weight  # type: ignore[arg-type]  # it is one of the three
     if scale is not None:
         weight = _scaled(weight, _single(file, scale))

@@ -25,6 +25,7 @@ from .blocks import Bytes
 
 Floats = npt.NDArray[np.float32]
 _CHUNK = 1 << 20  # bytes looked at, or elements decoded, at a time
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,16 @@ class Kind:
     block: int
     size: int
     tail: int = 0
-    dtype: np.dtype[Any] | None = None  # of what is stored as it is used
+    dtype: np.dtype[Any] = _FLOAT32  # of the numbers that come out
     decode: Callable[[Bytes], Floats] | None = None  # (blocks, size) -> (blocks, block)
     layout: str | None = None  # of a ternary type
     scale_at: int = 0  # where a block's float16 scale stands; a type with a tail has its float32 there
+    read: bool = True  # False: nothing is known of it but its size
 
     @property
-    def read(self) -> bool:
-        """Whether there is more known of it than its size."""
-        return bool(self.tail or self.layout or self.decode or self.dtype is not None)
+    def plain(self) -> bool:
+        """Whether numbers are stored as they are used."""
+        return self.read and self.block == 1 and not self.tail
 
     def nbytes(self, shape: Sequence[int]) -> int | None:
         """What a tensor of `shape` takes; None where its blocks do not fit it."""
@@ -82,8 +84,8 @@ _ALL: tuple[Kind, ...] = (
     Kind(42, "Q2_0 in blocks of 64", 64, 18, layout="q2_0_64"),
     Kind(42, "Q2_0 in blocks of 128", 128, 34, layout="q2_0_128"),
     # What ggml once used the ids of I2_S and I8_S for. Not read; here so that their sizes can speak up.
-    Kind(36, "IQ4_NL_4_4", 32, 18),
-    Kind(37, "IQ4_NL_4_8", 32, 18),
+    Kind(36, "IQ4_NL_4_4", 32, 18, read=False),
+    Kind(37, "IQ4_NL_4_8", 32, 18, read=False),
 )
 KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _ALL if kind.read})
 
@@ -143,7 +145,7 @@ def by_layout(layout: str) -> Kind:
 def by_dtype(dtype: np.dtype[Any]) -> Kind:
     """The type that stores these numbers as they are."""
     for kind in KINDS.values():
-        if kind.dtype == dtype:
+        if kind.plain and kind.dtype == dtype:
             return kind
     raise ValueError(f"tensors are written as float32, float16 or bfloat16, got {dtype}")
 
@@ -162,10 +164,8 @@ def decode(kind: Kind, raw: Bytes, shape: tuple[int, ...], file: str, field: str
 
 def numbers(kind: Kind, raw: Bytes) -> npt.NDArray[np.floating[Any]]:
     """The numbers in some bytes of a type that is neither ternary nor scaled by its tail."""
-    if kind.dtype is not None:
-        return raw.view(kind.dtype)
     if (decode_blocks := kind.decode) is None:
-        raise ValueError(f"{kind.name} is not read")
+        return raw.view(kind.dtype)
     values = np.empty((len(raw) // kind.size, kind.block), np.float32)
     blocks_ = raw.reshape(-1, kind.size)
     step = _CHUNK // kind.block
@@ -219,9 +219,9 @@ def first_bad_code(tensor: TernaryTensor) -> int | None:
     step = max(_CHUNK // data.shape[1], 1)
     for start in range(0, len(data), step):
         part = data[start : start + step]
-        bad = (part & (part >> 1) & 0x55).any(axis=1)
+        bad = part & (part >> 1) & 0x55
         if bad.any():
-            index = start + int(np.argmax(bad))
+            index = start + int(np.argmax(bad.any(axis=1)))
             layout = layouts.get(tensor.layout)
             group = math.prod(tensor.shape) // len(data)
             digits = layout.unpack(data[index : index + 1], (1, group))
@@ -231,6 +231,8 @@ def first_bad_code(tensor: TernaryTensor) -> int | None:
 
 def encode(kind: Kind, weight: Weight) -> Bytes:
     """The bytes of a tensor in a type of plain numbers or a ternary one; ValueError where it cannot say the same."""
+    if kind.layout is None and not kind.plain:
+        raise ValueError(f"{kind.name} is read and not written; F32, F16, BF16 and the ternary types are")
     if kind.layout is None:
         return _encode_plain(kind, weight.dense() if isinstance(weight, TernaryTensor) else weight)
     if not isinstance(weight, TernaryTensor):
