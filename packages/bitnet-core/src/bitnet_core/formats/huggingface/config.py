@@ -23,6 +23,7 @@ from ...model import ATTENTION, FFN, ModelSpec, Rope
 Count = Annotated[int, Meta(ge=1, le=2**24)]
 Depth = Annotated[int, Meta(ge=1, le=4096)]
 Positive = Annotated[float, Meta(gt=0, le=1e12)]
+Theta = Annotated[float, Meta(gt=1, le=1e12)]
 
 
 class RopeConfig(msgspec.Struct):
@@ -30,7 +31,7 @@ class RopeConfig(msgspec.Struct):
 
     rope_type: str | None = None
     type: str | None = None
-    rope_theta: Positive | None = None
+    rope_theta: Theta | None = None
     factor: Positive | None = None
     low_freq_factor: Positive = 1.0
     high_freq_factor: Positive = 4.0
@@ -73,10 +74,10 @@ class Config(msgspec.Struct):
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     tie_word_embeddings: bool | None = None
-    rope_theta: Positive | None = None
+    rope_theta: Theta | None = None
     rope_scaling: RopeConfig | None = None
     rope_parameters: dict[str, Any] | None = None  # a RopeConfig, or one for each kind of layer
-    rope_local_base_freq: Positive | None = None
+    rope_local_base_freq: Theta | None = None
     rope_interleaved: bool | None = None
     partial_rotary_factor: Positive | None = None
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
@@ -272,6 +273,9 @@ def _stretched(stretch: RopeConfig, theta: float, size: int, context: int, where
     if kind == "linear":
         return rope.linear(theta, size, factor)
     if kind == "llama3":
+        if stretch.low_freq_factor >= stretch.high_freq_factor:
+            got = f"{stretch.low_freq_factor} and {stretch.high_freq_factor}"
+            raise UnsupportedError(f"{where}: expected low_freq_factor below high_freq_factor, got {got}")
         return rope.llama3(theta, size, factor, stretch.low_freq_factor, stretch.high_freq_factor, original)
     if kind == "yarn":
         fast, slow = stretch.beta_fast or 32.0, stretch.beta_slow or 1.0
