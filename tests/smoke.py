@@ -20,7 +20,7 @@ def main(path: str) -> int:
     if tokenizer is None:
         print(f"error: {path} has no tokenizer", file=sys.stderr)
         return 1
-    tokens = bitnet_core.greedy(runner, tokenizer.encode("Once upon a time"), count=8)
+    tokens = bitnet_core.generate(runner, tokenizer.encode("Once upon a time"), count=8)
     text = "".join(tokenizer.stream(tokens, continues=True))
     foreign = {"torch", "transformers"} & set(sys.modules)
     print(f"bitnet_core {bitnet_core.__version__} on {backend.name}: {text!r}")

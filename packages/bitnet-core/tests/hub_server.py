@@ -39,6 +39,11 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def etag_of(content: bytes) -> str:
+    """What the content network calls a content: not the digest that the hub lists."""
+    return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+
+
 @dataclass(frozen=True)
 class Request:
     """One request as the server saw it, for assertions."""
@@ -142,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def begin(self, content: bytes, body: bytes, *, etag: str | None = None, commit: str = "") -> None:
         """The honest head of an answer with `content`, or its range, and `body`."""
-        start, headers = self.offset(), {"ETag": etag or f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'}
+        start, headers = self.offset(), {"ETag": etag or etag_of(content)}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if commit:
@@ -432,9 +437,12 @@ def whole(handler: Handler, content: bytes) -> bool:
 
 
 def wrong_range(shift: int) -> Act:
+    """Honest but for where it begins, which it says."""
+
     def act(handler: Handler, content: bytes) -> bool:
         start = handler.offset() + shift
-        handler.send(206, content[start:], {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"})
+        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}", "ETag": etag_of(content)}
+        handler.send(206, content[start:], headers)
         return True
 
     return act

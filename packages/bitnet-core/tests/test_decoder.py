@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bitnet_core import reference
-from bitnet_core.decoder import greedy
+from bitnet_core.decoder import generate
 from bitnet_core.errors import OutOfMemory, UnsupportedError
 from bitnet_core.formats import huggingface
 from bitnet_core.memory import Pool
@@ -17,10 +17,10 @@ from bitnet_core.testing import random_model, run, some_tokens, tiny_spec
 SPEC = tiny_spec()
 
 
-def test_greedy_is_the_likeliest_token_again_and_again() -> None:
+def test_text_goes_on_with_the_likeliest_token_again_and_again() -> None:
     runner = reference.load(random_model(SPEC))
     prompt = some_tokens(SPEC, 5)
-    found = list(greedy(runner, prompt, count=12))
+    found = list(generate(runner, prompt, count=12))
     text = list(prompt)
     for token in found:
         assert token == run(runner, np.array(text, np.int32))[-1].argmax()
@@ -28,18 +28,32 @@ def test_greedy_is_the_likeliest_token_again_and_again() -> None:
     assert len(found) == 12
 
 
-def test_greedy_ends_before_a_stop_token() -> None:
+def test_text_ends_before_a_stop_token() -> None:
     runner = reference.load(random_model(SPEC))
-    whole = list(greedy(runner, some_tokens(SPEC, 5), count=12))
+    whole = list(generate(runner, some_tokens(SPEC, 5), count=12))
     stop = whole[6]
-    assert list(greedy(runner, some_tokens(SPEC, 5), count=12, stop=frozenset({stop}))) == whole[: whole.index(stop)]
+    assert list(generate(runner, some_tokens(SPEC, 5), count=12, stop=frozenset({stop}))) == whole[: whole.index(stop)]
+
+
+def test_whoever_chooses_sees_the_logits_and_has_the_last_word() -> None:
+    runner = reference.load(random_model(SPEC))
+    prompt = some_tokens(SPEC, 5)
+    seen: list[np.ndarray] = []
+
+    def unlikeliest(logits: np.ndarray) -> int:
+        seen.append(logits)
+        return int(logits.argmin())
+
+    found = list(generate(runner, prompt, choose=unlikeliest, count=4))
+    np.testing.assert_array_equal(seen[0], run(runner, prompt)[-1])
+    assert found == [int(logits.argmin()) for logits in seen]
 
 
 def test_greedy_text_is_transformers_on_the_real_model(data: Path) -> None:
     folder = data / "models" / "bitllama2c-1M-hf"
     expected = np.load(folder / "golden_logits.npz")["greedy_ids"].ravel()
     runner = reference.load(huggingface.load(folder))
-    assert list(greedy(runner, expected[:1], count=len(expected) - 1)) == expected[1:].tolist()
+    assert list(generate(runner, expected[:1], count=len(expected) - 1)) == expected[1:].tolist()
 
 
 def test_where_memory_ends_no_cache_has_changed() -> None:

@@ -226,6 +226,8 @@ def test_a_server_that_lists_an_evil_name_writes_nothing(name: str, server: HubS
         fetch(server, "org/m", cache)
     assert str(caught.value).isprintable()
     assert tree(tmp_path) == {"deep", "deep/cache"}
+    with pytest.raises(errors.HubError, match="refused"):
+        hub.describe("org/m", endpoint=server.url, token=False)
 
 
 @pytest.mark.parametrize(

@@ -452,6 +452,27 @@ def test_an_answer_that_does_not_go_on_is_noticed_by_its_head(
     server.fault(act)
     assert fetch(server, tmp_path, patience).read_bytes() == content
     assert [request.headers.get("range") for request in server.asked("", "cdn")] == ranges
+    assert {request.headers["accept-encoding"] for request in server.requests} == {"identity"}
+
+
+@pytest.mark.parametrize(
+    ("act", "got"),
+    [
+        (hub_server.wrong_range(10), f"bytes 100010-{SIZE - 1}/{SIZE}"),
+        (hub_server.changed_etag, "another ETag"),
+        (hub_server.status(416), "none"),
+        (hub_server.status(416, Content_Range="bytes */7"), r"bytes \*/7"),
+    ],
+)
+def test_a_wrong_range_is_told_before_its_bytes_are_taken(
+    act: hub_server.Act, got: str, server: HubServer, tmp_path: Path, patience: Patience
+) -> None:
+    server.add("org/m", {"model.gguf": random.Random(13).randbytes(SIZE)})
+    server.fault(hub_server.cut(100_000))
+    server.fault(act)
+    expected = rf"expected the range \(100000, {SIZE - 1}, {SIZE}\), got {got}"
+    with pytest.raises(errors.HubError, match=expected):
+        fetch(server, tmp_path, replace(patience, retries=1))
 
 
 def test_a_part_that_is_damaged_on_the_disk_is_fetched_again(

@@ -1,7 +1,7 @@
 """The ground floor of the BitNet stack: types, files, tokenizers, memory, and the backend that is always right."""
 
 from . import backends
-from .decoder import greedy
+from .decoder import generate
 from .errors import (
     BackendUnavailable,
     BitNetError,
@@ -43,6 +43,6 @@ __all__ = [
     "UnsupportedError",
     "Weights",
     "backends",
-    "greedy",
+    "generate",
     "load",
 ]

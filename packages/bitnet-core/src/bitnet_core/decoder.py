@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -173,14 +173,26 @@ def _wanted_rows(step: Step, span: Span[C]) -> npt.NDArray[np.int64]:
     return np.arange(first, span.rows.stop)
 
 
-def greedy(runner: Runner, prompt: Tokens, *, stop: frozenset[int] = frozenset(), count: int = 256) -> Iterator[int]:
-    """The likeliest continuation of one prompt, token by token: the shortest engine there is."""
+def likeliest(logits: Array) -> int:
+    """The token of the highest logit; the first of several."""
+    return int(np.argmax(logits))
+
+
+def generate(
+    runner: Runner,
+    prompt: Tokens,
+    *,
+    choose: Callable[[Array], int] = likeliest,
+    stop: frozenset[int] = frozenset(),
+    count: int = 256,
+) -> Iterator[int]:
+    """The tokens that follow one prompt, as `choose` takes them from logits: the shortest engine there is."""
     cache = runner.new_cache()
     try:
         tokens = np.asarray(prompt, np.int32)
         for _ in range(count):
             (logits,) = runner.forward([Step(tokens, cache)])
-            token = int(np.argmax(logits))  # type: ignore[arg-type]  # "last" always gives logits
+            token = choose(logits)  # type: ignore[arg-type]  # "last" always gives logits
             if token in stop:
                 return
             yield token

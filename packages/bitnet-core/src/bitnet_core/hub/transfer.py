@@ -141,10 +141,10 @@ class Hub:
         if response.status_code in {206, 416}:
             found = _RANGE.fullmatch(headers.get("content-range", ""))
             expected = (part.size, part.expected - 1, part.expected)
-            unchanged = part.etag in {None, headers.get("etag")}
-            if not (plain and unchanged and found and tuple(map(int, found.groups())) == expected and part.size):
+            right = plain and part.size > 0 and found and tuple(map(int, found.groups())) == expected
+            if not right or part.etag not in {None, headers.get("etag")}:
                 part.restart()
-                got = printable(headers.get("content-range", "none")) if unchanged else "another ETag"
+                got = "another ETag" if right else printable(headers.get("content-range", "none"))
                 raise Passing(HubError(f"{_host(url)}: {subject}: expected the range {expected}, got {got}"))
         else:
             length = headers.get("content-length", "")
