@@ -4,7 +4,8 @@
 
 The model is BitNet b1.58 as transformers' BitNetForCausalLM computes it. Weights train as float32 masters, which
 every step rounds to -1, 0 or 1 times their mean magnitude. The stories are few, so models of the same shape with
-float weights learn them first, and the ternary model learns what these expect on average: it overfits less.
+float weights learn them first, and the ternary model learns what these expect on average: it overfits less. The
+shape is that of config.json beside this file, which is published with the weights.
 """
 
 import argparse
@@ -28,7 +29,11 @@ from torch import Tensor, nn
 from bitnet_core.tensor import TernaryTensor
 
 say = logging.getLogger("stories").info
-VOCAB, HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, CONTEXT, THETA, EPS = 2048, 256, 768, 6, 4, 2, 512, 10000.0, 1e-5
+HERE = Path(__file__).parent
+SHAPE = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
+VOCAB, HIDDEN, FFN = SHAPE["vocab_size"], SHAPE["hidden_size"], SHAPE["intermediate_size"]
+LAYERS, HEADS, KV_HEADS = SHAPE["num_hidden_layers"], SHAPE["num_attention_heads"], SHAPE["num_key_value_heads"]
+CONTEXT, THETA, EPS = SHAPE["max_position_embeddings"], SHAPE["rope_theta"], SHAPE["rms_norm_eps"]
 HEAD = HIDDEN // HEADS
 END = "<|endoftext|>"  # id 0: before each story, and after it
 STRAIGHT = {"â€œ": '"', "â€™": "'", "â€˜": "'", "â€": '"', "“": '"', "”": '"', "’": "'", "‘": "'", "–": "-", "—": "-"}
@@ -51,34 +56,6 @@ TEACHERS = [Recipe(epochs=15, peak=2e-3, decay=1.0, dropout=0.2, share=0.1, seed
 STUDENT = Recipe(epochs=60, peak=5e-3, decay=1.0, dropout=0.05, share=0.6)
 CHECKS, WARMUP = 12, 0.02  # looks at the stories held out; the part of the time in which the rate rises
 
-CONFIG = {
-    "architectures": ["BitNetForCausalLM"],
-    "model_type": "bitnet",
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "intermediate_size": FFN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "hidden_act": "relu2",
-    "max_position_embeddings": CONTEXT,
-    "rope_theta": THETA,
-    "rms_norm_eps": EPS,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"},
-}
-GENERATION = {"bos_token_id": 0, "eos_token_id": 0, "do_sample": True, "temperature": 0.8, "top_p": 0.9}
-TOKENIZER = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "bos_token": END,
-    "eos_token": END,
-    "model_max_length": CONTEXT,
-    "clean_up_tokenization_spaces": False,
-}
-
 
 def read_stories(path: Path) -> list[str]:
     """Stories with a line a paragraph and straight quotes, also from copies decoded as cp1252 on their way."""
@@ -100,10 +77,8 @@ def train_tokenizer(stories: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[END], initial_alphabet=letters, show_progress=False)
     tokenizer.train_from_iterator(stories, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
     return tokenizer
@@ -305,8 +280,8 @@ def publish(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    for name, fields in (("config", CONFIG), ("generation_config", GENERATION), ("tokenizer_config", TOKENIZER)):
-        (folder / f"{name}.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((HERE / name).read_bytes())
 
 
 def read_back(folder: Path) -> Decoder:
@@ -321,18 +296,6 @@ def read_back(folder: Path) -> Decoder:
             tensors[f"{name}.weight"] = torch.from_numpy(codes)
     model.load_state_dict(tensors)
     return model
-
-
-@torch.no_grad()
-def tell(model: Decoder, tokenizer: Tokenizer, prompt: str, temperature: float, seed: int = 0) -> str:
-    """A story that begins with `prompt`; temperature 0 takes the likeliest token each time."""
-    random = torch.Generator().manual_seed(seed)
-    tokens = tokenizer.encode(prompt).ids
-    while len(tokens) < CONTEXT and (tokens[-1] or len(tokens) == 1):
-        logits = model(torch.tensor([tokens]))[0, -1]
-        chances = (logits / temperature).softmax(-1) if temperature else (logits == logits.max()).float()
-        tokens.append(int(torch.multinomial(chances, 1, generator=random)))
-    return str(tokenizer.decode(tokens))
 
 
 def main() -> None:
@@ -350,13 +313,8 @@ def main() -> None:
     tokenizer = train_tokenizer(stories)
     learned, checked = ([e.ids[1:] for e in tokenizer.encode_batch(some)] for some in (stories, held_out))
     rows = pack(checked).to(arguments.device)
-    say(
-        "%d stories of %d tokens; %d of %d held out",
-        len(learned),
-        sum(map(len, learned)),
-        len(checked),
-        sum(map(len, checked)),
-    )
+    for part, some in (("learned", learned), ("held out", checked)):
+        say("%d stories of %d tokens are %s", len(some), sum(map(len, some)), part)
 
     teachers: list[Decoder] = []
     for recipe in (*TEACHERS, STUDENT):
@@ -370,7 +328,6 @@ def main() -> None:
     size = sum(len(tokenizer.decode(ids[:CONTEXT]).encode()) for ids in checked)
     bits = loss * int((shifted(rows)[1] >= 0).sum()) / math.log(2) / size
     say("packed: %.4f nats a token, perplexity %.3f, %.4f bits a byte", loss, math.exp(loss), bits)
-    say("%s", tell(packed.cpu(), tokenizer, "Once upon a time", 0.8))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+# The hub's tests share a server, which is a module beside them.
+sys.path.append(str(Path(__file__).parent))
 
 GOLDEN = Path(__file__).parent / "golden"
 

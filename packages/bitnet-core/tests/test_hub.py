@@ -6,16 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.append(str(Path(__file__).parent))
 import hub_server
+import pytest
 from hub_server import HubServer, run_python
 
 from bitnet_core import errors, hub
@@ -110,7 +107,7 @@ def test_a_split_model_comes_with_its_index(fetch: Fetch, server: HubServer) -> 
 
 def test_safetensors_of_which_one_must_be_meant_are_listed(fetch: Fetch, server: HubServer) -> None:
     server.add("org/m", {"config.json": b"{}", "a.safetensors": b"a", "b.safetensors": b"bb"})
-    with pytest.raises(hub.Ambiguous, match=r"append one of :a.safetensors \(1 bytes\), :b.safetensors \(2 bytes\)"):
+    with pytest.raises(errors.Ambiguous, match=r"append one of :a.safetensors \(1 bytes\), :b.safetensors \(2 bytes\)"):
         fetch("org/m")
     assert fetch("org/m:b.safetensors").read_bytes() == b"bb"
 
@@ -125,7 +122,7 @@ def test_the_one_gguf_file_is_the_model(fetch: Fetch, server: HubServer) -> None
 def test_several_gguf_files_are_listed_with_how_to_choose(fetch: Fetch, server: HubServer) -> None:
     files = {f"q/m-{k}.gguf": bytes(k) for k in range(10, 18)}
     server.add("org/m", files)
-    with pytest.raises(hub.Ambiguous) as caught:
+    with pytest.raises(errors.Ambiguous) as caught:
         fetch("org/m")
     assert "expected one file to choose, got 8; append one of :q/m-10.gguf (10 bytes), " in str(caught.value)
     assert "and 2 more" in str(caught.value)

@@ -21,10 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).parent))
 import hub_server
+import pytest
 from hub_server import HubServer
 
 from bitnet_core import errors, hub

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ast
-import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import HubServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.append(str(Path(__file__).parent))
-from hub_server import HubServer
 
 from bitnet_core import errors, hub
 from bitnet_core.hub import Patience, names

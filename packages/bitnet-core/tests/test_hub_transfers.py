@@ -12,7 +12,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,10 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.append(str(Path(__file__).parent))
 import hub_server
+import pytest
 from hub_server import HubServer
 
 from bitnet_core import errors, hub

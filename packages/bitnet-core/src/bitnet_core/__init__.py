@@ -3,6 +3,7 @@
 from . import backends
 from .decoder import generate
 from .errors import (
+    Ambiguous,
     BackendUnavailable,
     BitNetError,
     FormatError,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LAYOUTS",
+    "Ambiguous",
     "Backend",
     "BackendUnavailable",
     "BitNetError",

@@ -7,6 +7,7 @@
     +-- BackendUnavailable   a backend is unknown, or cannot run here
     +-- HubError             a model could not be fetched
     |   +-- NotFound         no such model, revision or file
+    |   +-- Ambiguous        several files of a model could be meant
     |   +-- Offline          it is not on this machine, and the network is off
     +-- OutOfMemory          a memory pool would pass its limit
     +-- IllConditioned       a matrix is too near to singular for the answer to mean anything
@@ -101,6 +102,17 @@ class HubError(BitNetError):
 
 class NotFound(HubError):
     """The hub answered that there is no such model, revision or file."""
+
+
+class Ambiguous(HubError):
+    """Several files of a model could be meant; the message and `choices` list them."""
+
+    def __init__(self, message: str, choices: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.choices = choices
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.args, self.choices)
 
 
 class Offline(HubError):

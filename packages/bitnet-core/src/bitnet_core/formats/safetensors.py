@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from ..durable import replacing
 from ..errors import FormatError
-from .durable import replacing
 from .mapped import MappedFile
 from .strictjson import parse_json
 

@@ -5,13 +5,12 @@ which gives the client, the login and the settings; the bytes are fetched here, 
 digest and nothing unfinished ever has a final name.
 """
 
-from .catalogue import Ambiguous, Description, Found, RemoteFile, describe, search
+from .catalogue import Description, Found, RemoteFile, describe, search
 from .inventory import CachedModel, DiskUsage, cached, clean_up, disk_usage, pin, remove, unpin
 from .patience import Patience
 from .snapshot import Progress, resolve
 
 __all__ = [
-    "Ambiguous",
     "CachedModel",
     "Description",
     "DiskUsage",

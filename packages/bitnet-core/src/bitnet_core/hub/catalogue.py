@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from ..errors import HubError, NotFound, Offline, UnsupportedError, printable
+from ..errors import Ambiguous, HubError, NotFound, Offline, UnsupportedError, printable
 from . import names
 from .names import Name
 from .patience import PATIENCE, Patience
@@ -88,17 +88,6 @@ class Found:
     licence: str | None
     gated: bool
     ternary: bool  # whether it looks like a ternary model
-
-
-class Ambiguous(HubError):
-    """Several files of a model could be meant; the message and `choices` list them."""
-
-    def __init__(self, message: str, choices: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.choices = choices
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (str(self), self.choices))
 
 
 class _Large(msgspec.Struct):

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..durable import sync_folder
 from ..errors import HubError
 from . import names
 
@@ -45,17 +46,6 @@ def disk_errors(path: Path) -> Iterator[None]:
         remedy = "choose a folder that you may write to (HF_HUB_CACHE)" if code in _NO_RIGHT else _REMEDIES.get(code)
         reason = f"{error.strerror} ({errno.errorcode.get(code, code)})"
         raise HubError(f"{names.shown(path)}: {reason}; {remedy or 'check the disk'}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` survive a power cut; where the system cannot do that, does nothing."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_whole(path: Path, content: bytes, scratch: Path) -> None:

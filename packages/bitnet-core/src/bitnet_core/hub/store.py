@@ -20,10 +20,11 @@ from pathlib import Path
 
 import msgspec
 
+from ..durable import sync_folder
 from ..errors import HubError, printable
 from . import names
 from .catalogue import RemoteFile
-from .part import disk_errors, parts, scratch_file, sync_folder, write_whole
+from .part import disk_errors, parts, scratch_file, write_whole
 from .patience import Patience
 
 _TREE_BYTES = 64 << 20

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..durable import replacing
 from ..errors import FormatError
-from ..formats.durable import replacing
 from ..formats.strictjson import read_bounded, read_json
 from . import FILE_LIMIT, Added, Vocabulary, pipelines, sentencepiece, tiktoken, tokenizerjson
 

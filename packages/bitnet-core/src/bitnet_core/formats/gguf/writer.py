@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..durable import replacing
+from ...durable import replacing
 from . import types
 from .blocks import Bytes
 from .header import ARRAY, BOOL, NUMBERS, STRING, padded

@@ -12,11 +12,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from ...durable import replacing
 from ...errors import UnsupportedError
 from ...families import FAMILIES
 from ...model import Model
 from ...tensor import TernaryTensor
-from ..durable import replacing
 from ..safetensors import write
 from . import names
 from .config import config_of
