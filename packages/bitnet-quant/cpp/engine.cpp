@@ -1,0 +1,430 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace bitnet {
+namespace {
+
+constexpr size_t kChunk = 192;     // tokens between two readings of the weights: their digits stay in the cache
+constexpr size_t kUnitRows = 64;   // queries that share a reading of keys and values
+constexpr float kFloor = 1e-5f;    // the least magnitude that a scale is made for
+
+size_t padded_to(size_t count, size_t unit) { return (count + unit - 1) / unit * unit; }
+
+// Hands out parts of a block of memory, or counts what they would take.
+class Parts {
+public:
+    explicit Parts(uint8_t* memory) : memory_(memory) {}
+
+    template <typename T>
+    T* take(size_t count) {
+        uint8_t* part = memory_ ? memory_ + used_ : nullptr;
+        used_ += padded_to(count * sizeof(T), 64);
+        return reinterpret_cast<T*>(part);
+    }
+
+    size_t used() const { return used_; }
+
+private:
+    uint8_t* memory_;
+    size_t used_ = 0;
+};
+
+bool shares_inputs(const Matrix& a, const Matrix& b) {
+    return !a.norm && !b.norm && a.kind == b.kind && a.planes == b.planes && a.extent.segments == b.extent.segments;
+}
+
+// A key among the positions of a page, which stand side by side.
+template <typename T>
+void put_column(T* keys, const T* key, size_t size, size_t slot) {
+    for (size_t i = 0; i < size; ++i) keys[i * kPositions + slot] = key[i];
+}
+
+}  // namespace
+
+Engine::Engine(const Kernels& kernels, size_t threads, const Shape& shape)
+    : kernels_(kernels), shape_(shape), pool_(threads), layers_(shape.layers), rows_(threads), scores_(threads) {}
+
+void Engine::add_rope(std::vector<double> frequencies, double magnitude) {
+    ropes_.push_back({std::move(frequencies), magnitude});
+}
+
+Engine::Range Engine::share(size_t count, size_t thread) const {
+    return {count * thread / pool_.threads(), count * (thread + 1) / pool_.threads()};
+}
+
+size_t Engine::unit_tokens() const { return std::max<size_t>(1, kUnitRows * shape_.kv_heads / shape_.heads); }
+
+size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
+    size_t columns = 0, digits = 0, starts = 0, widest = 0;
+    const auto measure = [&](const Matrix& matrix) {
+        widest = std::max(widest, matrix.extent.columns);
+        if (matrix.kind == Matrix::Kind::dense) {
+            columns = std::max(columns, matrix.extent.columns);
+        } else {
+            digits = std::max(digits, matrix.planes * matrix.extent.padded());
+            starts = std::max(starts, matrix.planes * matrix.extent.segments);
+        }
+    };
+    for (const Layer& layer : layers_)
+        for (const Matrix& matrix : layer.matrices) measure(matrix);
+    measure(head);
+    Parts parts(memory);
+    for (Inputs& inputs : inputs_)
+        inputs = {parts.take<float>(kChunk * columns), parts.take<int8_t>(kChunk * digits), parts.take<float>(kChunk),
+                  parts.take<int32_t>(kChunk * starts)};
+    gate_ = parts.take<float>(kChunk * shape_.ffn);
+    up_ = parts.take<float>(kChunk * shape_.ffn);
+    change_ = parts.take<float>(kChunk * shape_.hidden);
+    const size_t queries = unit_tokens() * (shape_.heads / shape_.kv_heads), padded = padded_to(shape_.head_size, 16);
+    for (size_t thread = 0; thread < pool_.threads(); ++thread) {
+        rows_[thread] = {parts.take<float>(widest), parts.take<float>(widest)};
+        scores_[thread] = {parts.take<float>(queries * padded), parts.take<float>(queries * padded),
+                           parts.take<float>(queries * kPositions), parts.take<float>(queries),
+                           parts.take<float>(queries), parts.take<int64_t>(queries), parts.take<int64_t>(queries)};
+    }
+    return parts.used();
+}
+
+void Engine::begin(std::vector<Sequence> sequences, std::vector<uint8_t*> pages, size_t tokens) {
+    tokens_ = 0;  // should memory run out below, nothing is begun
+    sequences_ = std::move(sequences);
+    pages_ = std::move(pages);
+    units_.clear();
+    for (size_t i = 0; i < sequences_.size(); ++i)
+        for (size_t at = 0; at < sequences_[i].count; at += unit_tokens())
+            units_.push_back({i, at, std::min(unit_tokens(), sequences_[i].count - at)});
+    for (Rope& rope : ropes_) {
+        const size_t pairs = rope.frequencies.size();
+        rope.cosines.resize(tokens * pairs);
+        rope.sines.resize(tokens * pairs);
+        for (const Sequence& sequence : sequences_)
+            for (size_t at = 0; at < sequence.count; ++at)
+                for (size_t pair = 0; pair < pairs; ++pair) {
+                    const double angle = double(sequence.start + int64_t(at)) * rope.frequencies[pair];
+                    rope.cosines[(sequence.first + at) * pairs + pair] = float(std::cos(angle) * rope.magnitude);
+                    rope.sines[(sequence.first + at) * pairs + pair] = float(std::sin(angle) * rope.magnitude);
+                }
+    }
+    tokens_ = tokens;
+}
+
+void Engine::embed(const Matrix& embedding, const int32_t* ids, size_t tokens, float* x) {
+    const Extent& extent = embedding.extent;
+    const size_t row_bytes = extent.columns * (embedding.stored == Float::f32 ? 4 : 2);
+    for (size_t token = 0; token < tokens; ++token, x += extent.columns) {
+        const size_t row = size_t(ids[token]);
+        if (embedding.kind == Matrix::Kind::dense)
+            kernels_.widen(embedding.data + row * row_bytes, embedding.stored, shape_.embedding_scale, extent.columns, x);
+        else
+            unpack_row(embedding.data, extent, embedding.scale, embedding.scale_each, row, shape_.embedding_scale, x);
+    }
+}
+
+void Engine::quantize(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token) const {
+    const Extent& extent = matrix.extent;
+    const size_t planes = matrix.planes, padded = extent.padded();
+    const float largest = kernels_.largest(x, extent.columns);
+    const float scale = (planes == 1 ? 127.0f : 8355711.0f) / (largest < kFloor ? kFloor : largest);
+    inputs.divisors[token] = scale;
+    for (size_t segment = 0; segment < extent.segments; ++segment) {
+        const float* from = x + segment * extent.segment();
+        int8_t* to = inputs.digits + token * planes * padded + segment * extent.padded_segment();
+        int32_t* starts = inputs.starts + segment * kChunk * planes + token * planes;
+        if (planes == 1)
+            starts[0] = kernels_.quantize(from, scale, extent.segment(), to);
+        else
+            kernels_.split(from, scale, extent.segment(), to, padded, starts);
+        for (size_t plane = 0; plane < planes; ++plane) {
+            starts[plane] = -starts[plane];
+            std::memset(to + plane * padded + extent.segment(), 0, extent.padded_segment() - extent.segment());
+        }
+    }
+}
+
+// A row of inputs for one matrix, whose own norm goes before; `row` is scratch.
+void Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token, float* row) const {
+    const size_t columns = matrix.extent.columns;
+    if (matrix.norm) {
+        kernels_.norm(x, matrix.norm, shape_.sub_norm_eps, columns, row);
+        x = row;
+    }
+    if (matrix.kind == Matrix::Kind::dense)
+        std::memcpy(inputs.x + token * columns, x, columns * sizeof(float));
+    else
+        quantize(matrix, inputs, x, token);
+}
+
+void Engine::multiply_tile(const Work& work, size_t group, size_t token, size_t count, float* out) const {
+    const Matrix& matrix = *work.matrix;
+    const Extent& extent = matrix.extent;
+    if (matrix.kind == Matrix::Kind::dense) {
+        const size_t row_bytes = extent.columns * (matrix.stored == Float::f32 ? 4 : 2);
+        const size_t rows = std::min(kRows, extent.rows - group * kRows);
+        kernels_.dense(matrix.data + group * kRows * row_bytes, matrix.stored, row_bytes, rows, extent.columns,
+                       work.inputs->x + token * extent.columns, extent.columns, count, out);
+        return;
+    }
+    alignas(64) int32_t sums[kTokens * kRows];
+    const size_t planes = matrix.planes, first = token * planes, padded = extent.padded();
+    const bool ternary = matrix.kind == Matrix::Kind::ternary;
+    const auto kernel = ternary ? kernels_.ternary : kernels_.bytes;
+    const uint8_t* data = matrix.data + group * (ternary ? extent.group_bytes() : kRows * padded);
+    for (size_t segment = 0; segment < extent.segments; ++segment) {
+        const size_t at = segment * extent.padded_segment();
+        kernel(data + at * kRows / 4, extent.padded_segment() / kColumns, work.inputs->digits + first * padded + at,
+               padded, count * planes, work.inputs->starts + segment * kChunk * planes + first, sums);
+        const float* scale = matrix.scale + (matrix.scale_each ? (segment * extent.groups() + group) * kRows : segment);
+        for (size_t t = 0; t < count; ++t)
+            kernels_.finish(sums + t * planes * kRows, planes, scale, matrix.scale_each,
+                            work.inputs->divisors[token + t], segment > 0, out + t * kRows);
+    }
+}
+
+void Engine::multiply_group(const Work& work, size_t group, size_t tokens) const {
+    const Matrix& matrix = *work.matrix;
+    const size_t first = group * kRows, rows = std::min(kRows, matrix.extent.rows - first);
+    const size_t tile = kTokens / matrix.planes;
+    alignas(64) float sums[kTokens * kRows];
+    for (size_t token = 0; token < tokens; token += tile) {
+        const size_t count = std::min(tile, tokens - token);
+        multiply_tile(work, group, token, count, sums);
+        for (size_t t = 0; t < count; ++t) {
+            float *sum = sums + t * kRows, *out = work.out + (token + t) * work.stride + first;
+            if (matrix.bias)
+                for (size_t row = 0; row < rows; ++row) sum[row] += matrix.bias[first + row];
+            if (work.add)
+                for (size_t row = 0; row < rows; ++row) out[row] += sum[row] * shape_.residual_scale;
+            else
+                std::memcpy(out, sum, rows * sizeof(float));
+        }
+    }
+}
+
+// This thread's share of all groups, which follow each other in memory as they do here.
+void Engine::multiply(size_t thread, std::span<const Work> work, size_t tokens) const {
+    size_t groups = 0;
+    for (const Work& part : work) groups += part.matrix->extent.groups();
+    auto [from, to] = share(groups, thread);
+    for (const Work& part : work) {
+        const size_t here = part.matrix->extent.groups();
+        for (size_t group = from; group < std::min(to, here); ++group) multiply_group(part, group, tokens);
+        from = from > here ? from - here : 0;
+        to = to > here ? to - here : 0;
+    }
+}
+
+void Engine::project(size_t index, const float* x, float* queries, float* keys, float* values) {
+    const Layer& layer = layers_[index];
+    const size_t q = shape_.heads * shape_.head_size, kv = shape_.kv_heads * shape_.head_size;
+    pool_.run([&](size_t thread) {
+        Work work[3] = {{&layer.matrices[kQ], &inputs_[0], queries, q, false},
+                        {&layer.matrices[kK], &inputs_[1], keys, kv, false},
+                        {&layer.matrices[kV], &inputs_[2], values, kv, false}};
+        for (size_t i = 1; i < 3; ++i)
+            for (size_t j = i; j-- > 0;)
+                if (shares_inputs(*work[i].matrix, *work[j].matrix)) work[i].inputs = work[j].inputs;
+        const auto [row, spare] = rows_[thread];
+        for (size_t first = 0; first < tokens_; first += kChunk) {
+            const size_t count = std::min(kChunk, tokens_ - first);
+            const auto [from, to] = share(count, thread);
+            for (size_t token = from; token < to; ++token) {
+                kernels_.norm(x + (first + token) * shape_.hidden, layer.vectors[kAttnNorm], shape_.norm_eps,
+                              shape_.hidden, row);
+                for (size_t i = 0; i < 3; ++i)
+                    if (work[i].inputs == &inputs_[i]) prepare(*work[i].matrix, inputs_[i], row, token, spare);
+            }
+            pool_.meet();
+            multiply(thread, work, count);
+            for (Work& part : work) part.out += count * part.stride;
+            pool_.meet();
+        }
+    });
+}
+
+size_t Engine::head_offset(size_t layer, size_t kv_head) const {
+    return (layer * shape_.kv_heads + kv_head) * head_bytes(shape_.head_size, shape_.wide_pages);
+}
+
+// One head at the position of a token of the batch, with its norm, if it has one.
+void Engine::turn(const Rope& rope, size_t token, const float* norm, const float* from, float* to) const {
+    if (norm)
+        kernels_.norm(from, norm, shape_.norm_eps, shape_.head_size, to);
+    else
+        std::memcpy(to, from, shape_.head_size * sizeof(float));
+    const size_t pairs = rope.frequencies.size();
+    const float *cosines = rope.cosines.data() + token * pairs, *sines = rope.sines.data() + token * pairs;
+    for (size_t pair = 0; pair < pairs; ++pair) {
+        const float first = to[pair], second = to[pair + pairs];
+        to[pair] = first * cosines[pair] - second * sines[pair];
+        to[pair + pairs] = second * cosines[pair] + first * sines[pair];
+    }
+}
+
+void Engine::write_token(size_t index, size_t token, const Sequence& sequence, const float* keys, const float* values) {
+    const Layer& layer = layers_[index];
+    const size_t size = shape_.head_size, padded = padded_to(size, 16);
+    const size_t position = size_t(sequence.start) + token - sequence.first, slot = position % kPositions;
+    uint8_t* page = pages_[sequence.table + position / kPositions];
+    float turned[kHead];
+    uint16_t half[kHead];
+    for (size_t kv_head = 0; kv_head < shape_.kv_heads; ++kv_head) {
+        const size_t at = (token * shape_.kv_heads + kv_head) * size;
+        uint8_t* to = page + head_offset(index, kv_head);
+        turn(ropes_[layer.rope], token, layer.vectors[kKNorm], keys + at, turned);
+        if (shape_.wide_pages) {
+            put_column(reinterpret_cast<float*>(to), turned, size, slot);
+            std::memcpy(to + 4 * (size * kPositions + slot * padded), values + at, size * sizeof(float));
+        } else {
+            kernels_.narrow(turned, size, half);
+            put_column(reinterpret_cast<uint16_t*>(to), half, size, slot);
+            kernels_.narrow(values + at, size, reinterpret_cast<uint16_t*>(to) + size * kPositions + slot * padded);
+        }
+    }
+}
+
+void Engine::attend_unit(size_t index, const Unit& unit, size_t kv_head, const float* queries, float* attended,
+                         const Scores& scratch) const {
+    const Layer& layer = layers_[index];
+    const Sequence& sequence = sequences_[unit.sequence];
+    const size_t size = shape_.head_size, padded = padded_to(size, 16), sharing = shape_.heads / shape_.kv_heads;
+    const auto place = [&](size_t row) {  // of a query among all of the batch
+        const size_t token = sequence.first + unit.first + row / sharing;
+        return (token * shape_.heads + kv_head * sharing + row % sharing) * size;
+    };
+    const size_t rows = unit.count * sharing;
+    for (size_t row = 0; row < rows; ++row) {
+        const size_t at = unit.first + row / sharing;
+        float* query = scratch.queries + row * padded;
+        turn(ropes_[layer.rope], sequence.first + at, layer.vectors[kQNorm], queries + place(row), query);
+        for (size_t i = 0; i < size; ++i) query[i] *= shape_.query_scale;
+        const int64_t position = sequence.start + int64_t(at);
+        scratch.first[row] = layer.window ? std::max<int64_t>(0, position - layer.window + 1) : 0;
+        scratch.last[row] = position + 1;
+    }
+    const Attention call{scratch.queries,
+                         rows,
+                         size,
+                         padded,
+                         scratch.first,
+                         scratch.last,
+                         pages_.data() + sequence.table,
+                         head_offset(index, kv_head),
+                         shape_.wide_pages,
+                         scratch.mixed,
+                         scratch.weights,
+                         scratch.peak,
+                         scratch.total};
+    kernels_.attend(&call);
+    for (size_t row = 0; row < rows; ++row)
+        std::memcpy(attended + place(row), scratch.mixed + row * padded, size * sizeof(float));
+}
+
+void Engine::attend(size_t layer, const float* queries, const float* keys, const float* values, float* attended) {
+    next_.store(0, std::memory_order_relaxed);
+    pool_.run([&](size_t thread) {
+        const auto [from, to] = share(tokens_, thread);
+        for (const Sequence& sequence : sequences_)
+            for (size_t token = std::max(from, sequence.first); token < std::min(to, sequence.first + sequence.count);
+                 ++token)
+                write_token(layer, token, sequence, keys, values);
+        pool_.meet();
+        const size_t heads = shape_.kv_heads;
+        // The last units of a sequence see the most: they go first, so that none is left to wait for.
+        for (size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < units_.size() * heads;)
+            attend_unit(layer, units_[units_.size() - 1 - i / heads], i % heads, queries, attended, scores_[thread]);
+    });
+}
+
+// x plus a projection of the inputs, with the norm after it, if there is one.
+void Engine::finish_residual(size_t thread, Matrix& matrix, const Inputs& inputs, const float* post, float* x,
+                             size_t tokens) {
+    const Work work{&matrix, &inputs, post ? change_ : x, shape_.hidden, !post};
+    multiply(thread, {&work, 1}, tokens);
+    pool_.meet();
+    if (!post) return;
+    float* row = rows_[thread].first;
+    const auto [from, to] = share(tokens, thread);
+    for (size_t token = from; token < to; ++token) {
+        kernels_.norm(change_ + token * shape_.hidden, post, shape_.norm_eps, shape_.hidden, row);
+        for (size_t i = 0; i < shape_.hidden; ++i) x[token * shape_.hidden + i] += row[i] * shape_.residual_scale;
+    }
+    pool_.meet();
+}
+
+void Engine::merge(size_t index, float* x, const float* attended) {
+    Layer& layer = layers_[index];
+    Matrix& output = layer.matrices[kO];
+    const size_t width = output.extent.columns;
+    pool_.run([&](size_t thread) {
+        const auto [row, spare] = rows_[thread];
+        for (size_t first = 0; first < tokens_; first += kChunk) {
+            const size_t count = std::min(kChunk, tokens_ - first);
+            const auto [from, to] = share(count, thread);
+            for (size_t token = from; token < to; ++token) {
+                const float* inputs = attended + (first + token) * width;
+                if (layer.vectors[kAttnSub]) {
+                    kernels_.norm(inputs, layer.vectors[kAttnSub], shape_.sub_norm_eps, width, row);
+                    inputs = row;
+                }
+                prepare(output, inputs_[0], inputs, token, spare);
+            }
+            pool_.meet();
+            finish_residual(thread, output, inputs_[0], layer.vectors[kAttnPost], x + first * shape_.hidden, count);
+        }
+    });
+}
+
+void Engine::feed(size_t index, float* x) {
+    Layer& layer = layers_[index];
+    Matrix &gate = layer.matrices[kGate], &up = layer.matrices[kUp], &down = layer.matrices[kDown];
+    const size_t hidden = shape_.hidden, ffn = shape_.ffn;
+    const bool shared = shares_inputs(gate, up);
+    const Work work[2] = {{&gate, &inputs_[0], gate_, ffn, false}, {&up, &inputs_[shared ? 0 : 1], up_, ffn, false}};
+    pool_.run([&](size_t thread) {
+        const auto [row, spare] = rows_[thread];
+        for (size_t first = 0; first < tokens_; first += kChunk) {
+            const size_t count = std::min(kChunk, tokens_ - first);
+            const auto [from, to] = share(count, thread);
+            for (size_t token = from; token < to; ++token) {
+                kernels_.norm(x + (first + token) * hidden, layer.vectors[kFfnNorm], shape_.norm_eps, hidden, row);
+                prepare(gate, inputs_[0], row, token, spare);
+                if (!shared) prepare(up, inputs_[1], row, token, spare);
+            }
+            pool_.meet();
+            multiply(thread, work, count);
+            pool_.meet();
+            for (size_t token = from; token < to; ++token) {
+                const float* inner = gate_ + token * ffn;
+                kernels_.activate(shape_.gate, gate_ + token * ffn, up_ + token * ffn, ffn);
+                if (layer.vectors[kFfnSub]) {
+                    kernels_.norm(inner, layer.vectors[kFfnSub], shape_.sub_norm_eps, ffn, row);
+                    inner = row;
+                }
+                prepare(down, inputs_[2], inner, token, spare);
+            }
+            pool_.meet();
+            finish_residual(thread, down, inputs_[2], layer.vectors[kFfnPost], x + first * hidden, count);
+        }
+    });
+}
+
+void Engine::head(const Matrix& matrix, const float* states, size_t tokens, float* logits) {
+    const size_t columns = matrix.extent.columns, rows = matrix.extent.rows;
+    pool_.run([&](size_t thread) {
+        for (size_t first = 0; first < tokens; first += kChunk) {
+            const size_t count = std::min(kChunk, tokens - first);
+            const auto [from, to] = share(count, thread);
+            for (size_t token = from; token < to; ++token)
+                prepare(matrix, inputs_[0], states + (first + token) * columns, token, nullptr);
+            pool_.meet();
+            const Work work{&matrix, &inputs_[0], logits + first * rows, rows, false};
+            multiply(thread, {&work, 1}, count);
+            pool_.meet();
+        }
+    });
+}
+
+}  // namespace bitnet

@@ -1,0 +1,82 @@
+// The table of kernels, one for each instruction set. Included by files with wide compiler flags: nothing in it
+// may make code, because the linker may keep a copy of it that not every processor can run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bitnet {
+
+// Ternary matrices lie in groups of 64 rows. For every 16 columns a group has 256 bytes: byte 4 * r + j holds the
+// digits (code + 1) of row r at columns 4 * f + j in bits 2 * f and 2 * f + 1, f = 0 to 3. Rows and columns that
+// a matrix lacks have digit 1, and activation 0. Int8 matrices: byte 4 * r + j of every 4 columns' 256 bytes.
+constexpr size_t kRows = 64;
+constexpr size_t kColumns = 16;
+constexpr size_t kTokens = 6;     // the most tokens of a tile
+constexpr size_t kPositions = 32; // of a page
+constexpr size_t kHead = 256;     // the largest head
+
+enum class Float : uint8_t { f16, bf16, f32 };
+enum class Gate : uint8_t { relu2, silu, gelu };
+
+// Queries of one head of keys, which share its pages. A page holds keys as (size, kPositions) and values as
+// (kPositions, padded), both float16 or both float32; padded is size rounded up to 16.
+struct Attention {
+    const float* queries;  // (rows, padded), scaled
+    size_t rows;
+    size_t size;
+    size_t padded;
+    const int64_t* first;  // of each row: the positions that it sees, from first to before last
+    const int64_t* last;
+    uint8_t* const* pages;
+    size_t offset;         // bytes from a page's address to the keys
+    bool wide;             // float32
+    float* mixed;          // (rows, padded), the result
+    float* weights;        // (rows, kPositions), scratch
+    float* peak;           // (rows), scratch
+    float* total;          // (rows), scratch
+};
+
+struct Kernels {
+    const char* name;
+
+    // Ternary: out (tokens, 64) = start + the sums of digits (unsigned) times int8, over `blocks` times 16 columns.
+    void (*ternary)(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
+                    const int32_t* start, int32_t* out);
+    // Int8: out (tokens, 64) = the sums over `blocks` times 16 columns. `start` is minus the sum of each x, for
+    // those who multiply by unsigned weights.
+    void (*bytes)(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
+                  const int32_t* start, int32_t* out);
+    // Floats: out (tokens, 64) = up to 64 rows of `columns`, `row_bytes` apart, times x.
+    void (*dense)(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_t columns, const float* x,
+                  size_t stride, size_t tokens, float* out);
+    // 64 sums of each of `planes` digits, base 256 and the highest first, as floats times scale / divisor;
+    // `step` is 0 for one scale and 1 for one a row. Added to out, or put there.
+    void (*finish)(const int32_t* sums, size_t planes, const float* scale, size_t step, float divisor, bool add,
+                   float* out);
+
+    // RMS norm; the sum of squares runs in double.
+    void (*norm)(const float* x, const float* weight, double eps, size_t count, float* out);
+    // The largest magnitude; a NaN counts as the largest.
+    float (*largest)(const float* x, size_t count);
+    // x * scale to the nearest integer, half to even, as int8; gives the sum.
+    int32_t (*quantize)(const float* x, float scale, size_t count, int8_t* out);
+    // The same in three digits of base 256, the highest first, `stride` apart; gives the sum of each.
+    void (*split)(const float* x, float scale, size_t count, int8_t* out, size_t stride, int32_t* sums);
+    // gate = activation(gate) * up.
+    void (*activate)(Gate kind, float* gate, const float* up, size_t count);
+    // Stored floats times a scale; floats as float16, those beyond its range as its largest.
+    void (*widen)(const uint8_t* data, Float kind, float scale, size_t count, float* out);
+    void (*narrow)(const float* x, size_t count, uint16_t* out);
+    // Softmax of the scores over what each row sees, times the values; page by page, whoever else is in the call.
+    void (*attend)(const Attention* call);
+};
+
+extern const Kernels kScalar;
+#if defined(BITNET_X86)
+extern const Kernels kAvx2;
+extern const Kernels kAvxVnni;
+extern const Kernels kAvx512;
+#endif
+
+}  // namespace bitnet

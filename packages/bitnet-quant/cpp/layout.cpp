@@ -1,0 +1,181 @@
+#include "layout.h"
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <iterator>
+#include <vector>
+
+namespace bitnet {
+namespace {
+
+constexpr std::string_view kNames[] = {"i2_s_128", "i2_s_64", "hf_rows", "tq1_0", "tq2_0", "q2_0_64", "q2_0_128"};
+
+// Four runs share the bytes of a group; the k-th stands at bit shifts[k].
+void unpack_strided(const uint8_t* from, size_t run, const int (&shifts)[4], uint8_t* out) {
+    for (size_t k = 0; k < 4; ++k)
+        for (size_t i = 0; i < run; ++i) out[k * run + i] = from[i] >> shifts[k] & 3;
+}
+
+void unpack_adjacent(const uint8_t* from, size_t bytes, uint8_t* out) {
+    for (size_t i = 0; i < bytes; ++i)
+        for (size_t k = 0; k < 4; ++k) out[4 * i + k] = from[i] >> 2 * k & 3;
+}
+
+// Five base-3 digits a byte, four in the last four bytes: times 3 ** k, a digit is what three times it overflows.
+void unpack_tq1(const uint8_t* from, uint8_t* out) {
+    constexpr struct { size_t start, length, at, count; } runs[] = {{0, 32, 0, 5}, {160, 16, 32, 5}, {240, 4, 48, 4}};
+    for (const auto& run : runs) {
+        unsigned power = 1;
+        for (size_t k = 0; k < run.count; ++k, power *= 3)
+            for (size_t i = 0; i < run.length; ++i) {
+                const unsigned shifted = uint8_t(from[run.at + i] * power);
+                out[run.start + k * run.length + i] = uint8_t(shifted * 3 >> 8);
+            }
+    }
+}
+
+struct Grouped {
+    size_t digits;  // of a run of bytes
+    void (*unpack)(const uint8_t* from, uint8_t* out);
+};
+
+Grouped grouped(Wire wire) {
+    switch (wire) {
+        case Wire::i2_s_128:
+            return {128, [](const uint8_t* from, uint8_t* out) { unpack_strided(from, 32, {6, 4, 2, 0}, out); }};
+        case Wire::i2_s_64:
+            return {64, [](const uint8_t* from, uint8_t* out) { unpack_strided(from, 16, {6, 4, 2, 0}, out); }};
+        case Wire::tq1_0: return {256, unpack_tq1};
+        case Wire::tq2_0:
+            return {256, [](const uint8_t* from, uint8_t* out) {
+                        unpack_strided(from, 32, {0, 2, 4, 6}, out);
+                        unpack_strided(from + 32, 32, {0, 2, 4, 6}, out + 128);
+                    }};
+        case Wire::q2_0_64: return {64, [](const uint8_t* from, uint8_t* out) { unpack_adjacent(from, 16, out); }};
+        default: return {128, [](const uint8_t* from, uint8_t* out) { unpack_adjacent(from, 32, out); }};
+    }
+}
+
+// One row as digits; `spare` holds a group that the row only begins or ends in.
+void unpack_digits(Wire wire, const Stored& from, const Extent& extent, size_t row, uint8_t* out, uint8_t* spare) {
+    if (wire == Wire::hf_rows) {
+        const uint8_t* bytes = from.data + ptrdiff_t(row % from.count) * from.stride;
+        const int shift = int(2 * (row / from.count));
+        for (size_t i = 0; i < extent.columns; ++i) out[i] = bytes[i] >> shift & 3;
+        return;
+    }
+    const Grouped layout = grouped(wire);
+    const size_t end = (row + 1) * extent.columns;
+    for (size_t at = row * extent.columns; at < end;) {
+        const size_t group = at / layout.digits, skip = at % layout.digits;
+        const size_t count = layout.digits - skip < end - at ? layout.digits - skip : end - at;
+        const uint8_t* bytes = from.data + ptrdiff_t(group) * from.stride;
+        if (count == layout.digits) {
+            layout.unpack(bytes, out);
+        } else {
+            layout.unpack(bytes, spare);
+            std::memcpy(out, spare + skip, count);
+        }
+        out += count;
+        at += count;
+    }
+}
+
+// Digits of one row, padded, into its place in a group: four bytes for every 16 columns.
+uint32_t place_row(const uint8_t* digits, size_t columns, uint8_t* at) {
+    uint32_t all = 0;
+    for (size_t column = 0; column < columns; column += kColumns, at += 4 * kRows) {
+        uint32_t fields[4];
+        std::memcpy(fields, digits + column, sizeof fields);
+        const uint32_t packed = fields[0] | fields[1] << 2 | fields[2] << 4 | fields[3] << 6;
+        all |= packed & packed >> 1;
+        std::memcpy(at, &packed, sizeof packed);
+    }
+    return all & 0x55555555;  // both bits of a digit
+}
+
+// Digit 1, which is code 0, wherever the matrix ends.
+void pad_segments(const uint8_t* digits, const Extent& extent, uint8_t* out) {
+    const size_t segment = extent.segment(), padded = extent.padded_segment();
+    for (size_t i = 0; i < extent.segments; ++i) {
+        std::memcpy(out + i * padded, digits + i * segment, segment);
+        std::memset(out + i * padded + segment, 1, padded - segment);
+    }
+}
+
+}  // namespace
+
+bool wire_of(std::string_view name, Wire& found) {
+    for (size_t i = 0; i < std::size(kNames); ++i)
+        if (kNames[i] == name) {
+            found = Wire(i);
+            return true;
+        }
+    return false;
+}
+
+bool pack_ternary(Pool& pool, Wire wire, const Stored& from, const Extent& extent, uint8_t* out) {
+    std::atomic<bool> sound{true};
+    const size_t scratch = extent.columns + extent.padded() + 256;
+    std::vector<uint8_t> rows(pool.threads() * scratch);
+    pool.run([&](size_t thread) {
+        uint8_t *digits = rows.data() + thread * scratch, *padded = digits + extent.columns;
+        uint8_t* spare = padded + extent.padded();
+        const size_t groups = extent.groups();
+        uint32_t wrong = 0;
+        for (size_t group = groups * thread / pool.threads(); group < groups * (thread + 1) / pool.threads(); ++group)
+            for (size_t r = 0; r < kRows; ++r) {
+                const size_t row = group * kRows + r;
+                if (row < extent.rows) {
+                    unpack_digits(wire, from, extent, row, digits, spare);
+                    pad_segments(digits, extent, padded);
+                } else {
+                    std::memset(padded, 1, extent.padded());
+                }
+                wrong |= place_row(padded, extent.padded(), out + group * extent.group_bytes() + 4 * r);
+            }
+        if (wrong) sound.store(false, std::memory_order_relaxed);
+    });
+    return sound.load();
+}
+
+void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, size_t count, size_t columns,
+                int8_t* out, float* scale) {
+    const size_t padded = (columns + kColumns - 1) / kColumns * kColumns, groups = (count + kRows - 1) / kRows;
+    const size_t row_bytes = columns * (kind == Float::f32 ? 4 : 2);
+    std::vector<float> wide(pool.threads() * padded);
+    std::vector<int8_t> narrow(pool.threads() * padded);
+    pool.run([&](size_t thread) {
+        float* values = wide.data() + thread * padded;
+        int8_t* digits = narrow.data() + thread * padded;
+        for (size_t row = groups * thread / pool.threads() * kRows;
+             row < groups * (thread + 1) / pool.threads() * kRows; ++row) {
+            std::memset(digits, 0, padded);
+            scale[row] = 0;
+            if (row < count) {
+                kernels.widen(rows + row * row_bytes, kind, 1.0f, columns, values);
+                const float largest = kernels.largest(values, columns);
+                scale[row] = largest / 127.0f;
+                if (largest > 0) kernels.quantize(values, 127.0f / largest, columns, digits);
+            }
+            int8_t* at = out + row / kRows * kRows * padded + row % kRows * 4;
+            for (size_t column = 0; column < padded; column += 4, at += 4 * kRows) std::memcpy(at, digits + column, 4);
+        }
+    });
+}
+
+void unpack_row(const uint8_t* packed, const Extent& extent, const float* scale, bool scale_each, size_t row,
+                float factor, float* out) {
+    const uint8_t* at = packed + row / kRows * extent.group_bytes() + row % kRows * 4;
+    const size_t scales = extent.groups() * kRows;
+    for (size_t column = 0; column < extent.columns; ++column) {
+        const size_t segment = column / extent.segment();
+        const size_t place = segment * extent.padded_segment() + column % extent.segment();
+        const uint8_t byte = at[place / kColumns * 256 + place % 4];
+        const int code = int(byte >> (place % kColumns / 4 * 2) & 3) - 1;
+        out[column] = float(code) * scale[scale_each ? segment * scales + row : segment] * factor;
+    }
+}
+
+}  // namespace bitnet

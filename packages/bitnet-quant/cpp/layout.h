@@ -1,0 +1,50 @@
+// Weights from the byte orders of files into the order of the kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace bitnet {
+
+// A matrix as the kernels have it: its columns are cut in segments that share a scale, each padded to whole blocks.
+struct Extent {
+    size_t rows;
+    size_t columns;
+    size_t segments;
+
+    size_t groups() const { return (rows + kRows - 1) / kRows; }
+    size_t segment() const { return columns / segments; }
+    size_t padded_segment() const { return (segment() + kColumns - 1) / kColumns * kColumns; }
+    size_t padded() const { return segments * padded_segment(); }
+    size_t group_bytes() const { return padded() * kRows / 4; }
+};
+
+// Bytes of a file's layout: `count` runs of `width` bytes, `stride` apart.
+struct Stored {
+    const uint8_t* data;
+    size_t count;
+    size_t width;
+    ptrdiff_t stride;
+};
+
+enum class Wire : uint8_t { i2_s_128, i2_s_64, hf_rows, tq1_0, tq2_0, q2_0_64, q2_0_128 };
+
+bool wire_of(std::string_view name, Wire& found);
+
+// Packs into `out` (groups * group_bytes); false where bits say what no code says.
+bool pack_ternary(Pool& pool, Wire wire, const Stored& from, const Extent& extent, uint8_t* out);
+
+// Rows of floats as int8 with a scale each, largest magnitude over 127: `out` has 64 * columns bytes a group, with
+// columns rounded up to 16, and `scale` 64 floats a group.
+void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, size_t count, size_t columns,
+                int8_t* out, float* scale);
+
+// One row of a packed matrix as floats, times a factor.
+void unpack_row(const uint8_t* packed, const Extent& extent, const float* scale, bool scale_each, size_t row,
+                float factor, float* out);
+
+}  // namespace bitnet

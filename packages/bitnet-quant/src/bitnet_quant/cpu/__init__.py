@@ -1,0 +1,88 @@
+"""The cpu backend: kernels in C++ for each instruction set, chosen when a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from bitnet_core import device
+from bitnet_core.decoder import Decoder
+from bitnet_core.errors import BackendUnavailable
+from bitnet_core.memory import Pool
+from bitnet_core.model import Backend, Model, Runner
+
+if TYPE_CHECKING:
+    from . import _native
+
+
+def why_not() -> str | None:
+    """Why the backend cannot run here, with the remedy; None where it can."""
+    try:
+        from . import _native  # noqa: PLC0415  # where no compiler was at hand, it is not there
+    except ImportError as error:
+        return (
+            f"its compiled part is missing ({error}); install a C++20 compiler and reinstall bitnet-quant from source, "
+            "or install a wheel made for this platform"
+        )
+    return _refusal(_native, os.environ.get("BITNET_ISA", ""))
+
+
+def isas() -> list[str]:
+    """The instruction sets that have kernels and that this processor has, the best first."""
+    from . import _native  # noqa: PLC0415
+
+    return _native.usable()
+
+
+def load(
+    model: Model,
+    *,
+    memory: Pool | None = None,
+    threads: int | None = None,
+    head: Literal["f16", "int8"] = "f16",
+    kv: Literal["f16", "f32"] = "f16",
+    isa: str | None = None,
+) -> Runner:
+    """The model on this processor; weights, pages and scratch are taken from `memory`.
+
+    `threads`: how many work together, by default one for each core that may be used. `head`: the output head as
+    stored, or as int8 with a scale a row: half the bytes, and nearly the same logits. `kv`: how keys and values are
+    held. `isa`: the instruction set, by default what BITNET_ISA names, or the best.
+    """
+    from .operations import CpuOperations  # noqa: PLC0415  # imports the compiled part
+    from . import _native  # noqa: PLC0415
+
+    name = isa or os.environ.get("BITNET_ISA", "")
+    if refusal := _refusal(_native, name):
+        raise BackendUnavailable(f"backend 'cpu' cannot run here: {refusal}")
+    if head not in ("f16", "int8"):
+        raise ValueError(f"expected head to be f16 or int8, got {head!r}")
+    if kv not in ("f16", "f32"):
+        raise ValueError(f"expected kv to be f16 or f32, got {kv!r}")
+    count = _threads() if threads is None else threads
+    if count < 1:
+        raise ValueError(f"threads: expected 1 or more, got {count}")
+    pool = memory or Pool(name="cpu")
+    operations = CpuOperations(model, pool, isa=name or _native.usable()[0], threads=count, head=head, kv=kv)
+    return Decoder(model.spec, operations)
+
+
+def _refusal(native: object, name: str) -> str | None:
+    usable, built = _native_names(native)
+    if not name or name in usable:
+        return None
+    what = "this processor does not have it" if name in built else "there is no such instruction set in this build"
+    return f"BITNET_ISA or isa asks for {name!r}, but {what}; choose one of {', '.join(usable)}"
+
+
+def _native_names(native: object) -> tuple[list[str], list[str]]:
+    return native.usable(), native.built()  # type: ignore[attr-defined]  # the module, imported by the caller
+
+
+def _threads() -> int:
+    """One for each physical core that affinity and quota leave: more would share the same multipliers."""
+    cpu = device.cpu()
+    return max(1, min(cpu.usable_cores, cpu.physical_cores or cpu.usable_cores))
+
+
+BACKEND = Backend(name="cpu", load=load, why_not=why_not, priority=50)

@@ -1,0 +1,143 @@
+"""Weights from a model into the order of the kernels: each read once, and held in the runner's memory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_core.errors import UnsupportedError
+from bitnet_core.memory import Buffer, Pool
+from bitnet_core.model import Array, Model
+from bitnet_core.tensor import TernaryTensor
+
+from . import _native
+
+_PROJECTIONS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
+_VECTORS = (
+    "attn.norm",
+    "ffn.norm",
+    "attn.sub_norm",
+    "ffn.sub_norm",
+    "attn.q_norm",
+    "attn.k_norm",
+    "attn.post_norm",
+    "ffn.post_norm",
+)
+
+
+class Placement:
+    """Places one model's weights into an engine, and owns the memory that they take."""
+
+    def __init__(self, model: Model, pool: Pool, engine: _native.Engine) -> None:
+        self._model = model
+        self._pool = pool
+        self._engine = engine
+        self._buffers: list[Buffer] = []
+
+    def close(self) -> None:
+        """Give the memory back; the engine must not be used any more."""
+        for buffer in self._buffers:
+            buffer.close()
+        self._buffers.clear()
+
+    def place(self, head: str) -> None:
+        """All weights of the model; `head` is "f16" or "int8"."""
+        spec, engine = self._model.spec, self._engine
+        ropes = [spec.rope] if spec.local_rope is None else [spec.rope, spec.local_rope]
+        for rope in ropes:
+            engine.add_rope(rope.frequencies(), rope.magnitude)
+        for layer in range(spec.layers):
+            engine.set_rope(layer, ropes.index(spec.rope_of(layer)), spec.window(layer))
+            self._place_layer(layer)
+        embedding = self._matrix("embedding", floats=True)
+        tied = "embedding" if spec.tied else "head"
+        if head == "int8" and not isinstance(self._model.weights[tied], TernaryTensor):
+            last = self._bytes(tied)
+        else:
+            last = embedding if spec.tied else self._matrix("head", floats=True)
+        engine.set_ends(embedding, last, self._vector("norm"))
+        engine.use_scratch(self.take(engine.scratch_bytes(), np.uint8))
+
+    def take(self, shape: int | Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Memory that lives as long as the weights."""
+        buffer = self._pool.take(shape, dtype)
+        self._buffers.append(buffer)
+        return buffer.array
+
+    def _place_layer(self, layer: int) -> None:
+        names = set(self._model.spec.layer_shapes())
+        prefix = f"layers.{layer}."
+        for which, name in enumerate(_PROJECTIONS):
+            matrix = self._matrix(prefix + name, floats=self._model.spec.inputs == "float")
+            norm = self._vector(f"{prefix}{name}.norm") if f"{name}.norm" in names else None
+            bias = self._vector(f"{prefix}{name}.bias") if f"{name}.bias" in names else None
+            self._engine.set_matrix(layer, which, matrix, norm, bias)
+        for which, name in enumerate(_VECTORS):
+            if name in names:
+                self._engine.set_vector(layer, which, self._vector(prefix + name))
+
+    def _vector(self, name: str) -> Array:
+        values = np.asarray(self._model.weights[name])
+        placed = self.take(values.shape, np.float32)
+        placed[...] = values
+        return placed
+
+    def _matrix(self, name: str, *, floats: bool) -> _native.Matrix:
+        weight = self._model.weights[name]
+        if isinstance(weight, TernaryTensor):
+            return self._ternary(name, weight, floats=floats)
+        rows, columns = weight.shape
+        kind = _kind(name, weight)
+        placed = self.take(weight.shape, weight.dtype)
+        placed[...] = weight  # a copy: the file may change under a mapped view
+        return _native.Matrix.dense(_as_bytes(placed), kind=kind, rows=rows, columns=columns)
+
+    def _ternary(self, name: str, tensor: TernaryTensor, *, floats: bool) -> _native.Matrix:
+        rows, columns = tensor.shape
+        segments = int(tensor.scale.shape[1])
+        groups = -(-rows // _native.ROWS)
+        padded = segments * (-(-tensor.block // _native.COLUMNS) * _native.COLUMNS)
+        data = self.take(groups * _native.ROWS * padded // 4, np.uint8)
+        wire = tensor.data
+        if wire.shape[1] > 1 and wire.strides[1] != 1:
+            wire = np.ascontiguousarray(wire)
+        if not self._engine.pack(wire, tensor.layout, data, rows=rows, columns=columns, segments=segments):
+            tensor.codes()  # raises, and says where
+            raise UnsupportedError(f"{name}: it changed while it was read; load it again")
+        each = tensor.scale.shape[0] > 1
+        if each:
+            scale = self.take((segments, groups * _native.ROWS), np.float32)
+            scale[:, :rows] = tensor.scale.T
+        else:
+            scale = self.take(segments, np.float32)
+            scale[...] = tensor.scale[0]
+        return _native.Matrix.ternary(
+            data, scale.reshape(-1), rows=rows, columns=columns, segments=segments, each=each, floats=floats
+        )
+
+    def _bytes(self, name: str) -> _native.Matrix:
+        weight = np.ascontiguousarray(self._model.weights[name])  # type: ignore[call-overload]  # never ternary here
+        rows, columns = weight.shape
+        kind = _kind(name, weight)
+        groups = -(-rows // _native.ROWS)
+        padded = -(-columns // _native.COLUMNS) * _native.COLUMNS
+        data = self.take(groups * _native.ROWS * padded, np.uint8)
+        scale = self.take(groups * _native.ROWS, np.float32)
+        self._engine.pack_rows(_as_bytes(weight), kind, data, scale, rows=rows, columns=columns)
+        return _native.Matrix.bytes(data, scale, rows=rows, columns=columns)
+
+
+def _kind(name: str, weight: npt.NDArray[Any]) -> str:
+    kind = weight.dtype.name
+    if kind not in ("float16", "bfloat16", "float32"):
+        raise UnsupportedError(
+            f"{name}: the cpu backend multiplies float16, bfloat16, float32 and ternary weights, got {kind}"
+        )
+    return kind
+
+
+def _as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)
