@@ -7,12 +7,12 @@ import shutil
 import sys
 from typing import Any
 
-from scikit_build_core.hatch.plugin import ScikitBuildHook
+from scikit_build_core.hatch import plugin  # its class by name would be a second hook in this file
 
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
-class BuildHook(ScikitBuildHook):  # type: ignore[misc]  # hatchling's own base is untyped
+class BuildHook(plugin.ScikitBuildHook):  # type: ignore[misc]  # hatchling's own base is untyped
     """scikit-build-core's hook, where it can run."""
 
     PLUGIN_NAME = "custom"

@@ -1,23 +1,231 @@
-"""The conformance suite on every instruction set that this processor has."""
+"""The cpu backend: the conformance suite on every instruction set, and what is its own."""
 
 from __future__ import annotations
 
-from bitnet_core.testing import BackendSuite
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
 
-from bitnet_quant.cpu import BACKEND
+import numpy as np
+import pytest
+
+pytest.importorskip("bitnet_quant.cpu._native", reason="built without the compiled part")
+
+from bitnet_core import backends, reference
+from bitnet_core.errors import BackendUnavailable, FormatError, OutOfMemory, UnsupportedError
+from bitnet_core.memory import Pool
+from bitnet_core.model import Model, Step
+from bitnet_core.tensor import TernaryTensor
+from bitnet_core.testing import CASES, BackendSuite, Case, logits_of, random_model, run, some_tokens, tiny_spec
+from bitnet_quant.cpu import BACKEND, isas, why_not
 
 
-class TestScalar(BackendSuite):
+class _OnOneSet(BackendSuite):
+    """The suite where keys and values are held as the reference holds them, which leaves nothing to tolerate."""
+
     backend = BACKEND
-    options = {"isa": "scalar", "threads": 2, "kv": "f32"}
+    isa: ClassVar[str]
+
+    @pytest.fixture(autouse=True)
+    def _has_the_set(self) -> None:
+        if self.isa not in isas():
+            pytest.skip(f"this processor has no {self.isa}")
 
 
-class TestAvx512(BackendSuite):
+class TestScalar(_OnOneSet):
+    isa = "scalar"
+    options: ClassVar[dict[str, Any]] = {"isa": "scalar", "threads": 1, "kv": "f32"}
+
+
+class TestAvx2(_OnOneSet):
+    isa = "avx2"
+    options: ClassVar[dict[str, Any]] = {"isa": "avx2", "threads": 2, "kv": "f32"}
+
+
+class TestAvxVnni(_OnOneSet):
+    isa = "avxvnni"
+    options: ClassVar[dict[str, Any]] = {"isa": "avxvnni", "threads": 2, "kv": "f32"}
+
+
+class TestAvx512(_OnOneSet):
+    isa = "avx512"
+    options: ClassVar[dict[str, Any]] = {"isa": "avx512", "threads": 2, "kv": "f32"}
+
+
+class TestAsLoadedByDefault(BackendSuite):
+    """Half-precision pages move activations over the edges of their steps more often."""
+
     backend = BACKEND
-    options = {"isa": "avx512", "threads": 2, "kv": "f32"}
-class TestAvx2(BackendSuite):
+    tolerance = 0.15
+
+
+class TestWithAnInt8Head(BackendSuite):
     backend = BACKEND
-    options = {"isa": "avx2", "threads": 2, "kv": "f32"}
-class TestAvxVnni(BackendSuite):
-    backend = BACKEND
-    options = {"isa": "avxvnni", "threads": 2, "kv": "f32"}
+    options: ClassVar[dict[str, Any]] = {"head": "int8", "kv": "f32"}
+    tolerance = 0.1
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_number_of_threads_changes_no_bit(case: Case, isa: str) -> None:
+    model, tokens = case.model(), some_tokens(case.spec, 45)
+    first, *others = (run(BACKEND.load(model, threads=threads, isa=isa), tokens) for threads in (1, 2, 3, 8))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+def test_a_prompt_of_several_chunks_is_what_its_pieces_are(isa: str) -> None:
+    spec = tiny_spec(layers=1, context=1024)
+    runner = BACKEND.load(random_model(spec), isa=isa, threads=2)
+    tokens = some_tokens(spec, 450)
+    whole = run(runner, tokens)
+    cache = runner.new_cache()
+    pieces = [logits_of(runner, Step(tokens[at : at + 90], cache, "all")) for at in range(0, 450, 90)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+def test_what_lies_in_pages_from_before_never_reaches_the_logits(isa: str) -> None:
+    spec = tiny_spec(windows=(8, 0))
+    runner = BACKEND.load(random_model(spec), isa=isa, threads=2)
+    tokens = some_tokens(spec, 40)
+    clean = run(runner, tokens)
+    for slab in runner._operations._pages.slabs:  # type: ignore[attr-defined]
+        slab.view(np.uint16)[...] = 0x7E00  # NaN
+    np.testing.assert_array_equal(run(runner, tokens), clean)
+
+
+def test_a_token_that_is_not_a_number_leaves_those_before_it_alone(isa: str) -> None:
+    model = random_model(tiny_spec())
+    embedding = np.array(model.weights["embedding"])
+    embedding[95] = np.nan
+    runner = BACKEND.load(Model(model.spec, {**model.weights, "embedding": embedding}), isa=isa, threads=2)
+    tokens = np.minimum(some_tokens(model.spec, 40), 94)
+    clean = run(runner, tokens)
+    tokens[30] = 95
+    logits = run(runner, tokens)
+    np.testing.assert_array_equal(logits[:30, :95], clean[:30, :95])
+    assert np.isnan(logits[30:]).any()
+
+
+@pytest.mark.parametrize("columns", [5460, 8640])
+def test_odd_shapes_are_the_references(columns: int, isa: str) -> None:
+    spec = tiny_spec(ffn_size=columns, hidden_size=68, heads=2, kv_heads=1, head_size=12, layers=1, activation="silu")
+    model, tokens = random_model(spec), some_tokens(spec, 9)
+    logits, expected = run(BACKEND.load(model, isa=isa, kv="f32"), tokens), run(reference.load(model), tokens)
+    assert np.abs(logits - expected).max() <= 2e-3 * np.ptp(expected)
+
+
+def test_float_projections_run_too(isa: str) -> None:
+    spec = tiny_spec()
+    model = random_model(spec)
+    mixed = {
+        name: weight.dense().astype(np.float16) if isinstance(weight, TernaryTensor) and "ffn" in name else weight
+        for name, weight in model.weights.items()
+    }
+    model, tokens = Model(spec, mixed), some_tokens(spec, 30)
+    logits, expected = run(BACKEND.load(model, isa=isa, kv="f32"), tokens), run(reference.load(model), tokens)
+    assert np.abs(logits - expected).max() <= 2e-2 * np.ptp(expected)
+
+
+def test_many_runners_work_at_once() -> None:
+    model = random_model(tiny_spec())
+    tokens = some_tokens(model.spec, 30)
+    expected = run(BACKEND.load(model), tokens)
+
+    def work(threads: int) -> None:
+        runner = BACKEND.load(model, threads=threads)
+        for _ in range(5):
+            np.testing.assert_array_equal(run(runner, tokens), expected)
+        runner.close()
+
+    with ThreadPoolExecutor(6) as executor:
+        for done in [executor.submit(work, 1 + number % 3) for number in range(12)]:
+            done.result()
+
+
+def test_a_closed_runner_says_so() -> None:
+    pool = Pool(name="test")
+    runner = BACKEND.load(random_model(tiny_spec()), memory=pool)
+    cache = runner.new_cache()
+    runner.close()
+    runner.close()
+    assert pool.stats().in_use == 0
+    with pytest.raises(ValueError, match="the runner is closed"):
+        runner.new_cache()
+    with pytest.raises(ValueError, match="closed"):
+        runner.forward([Step(np.array([1], np.int32), cache)])
+
+
+def test_memory_that_does_not_suffice_is_given_back() -> None:
+    model = random_model(tiny_spec())
+    needed = Pool(name="all")
+    BACKEND.load(model, memory=needed, threads=1)
+    for share in (0.1, 0.5, 0.9):
+        pool = Pool(int(needed.stats().mapped * share), name="short")
+        with pytest.raises(OutOfMemory):
+            BACKEND.load(model, memory=pool, threads=1)
+        assert pool.stats().in_use == 0
+
+
+def test_pages_that_do_not_suffice_leave_caches_as_they_were() -> None:
+    spec = tiny_spec()
+    model = random_model(spec)
+    whole = Pool(name="whole")
+    runner = BACKEND.load(model, memory=whole, threads=1)
+    run(runner, some_tokens(spec, 8))
+    limit = whole.stats().mapped
+    pool = Pool(limit, name="tight")
+    runner = BACKEND.load(model, memory=pool, threads=1)
+    cache = runner.new_cache()
+    runner.forward([Step(some_tokens(spec, 8), cache)])
+    with pytest.raises(OutOfMemory):
+        runner.forward([Step(some_tokens(spec, 100_000), cache)])
+    assert cache.length == 8
+    assert logits_of(runner, Step(some_tokens(spec, 2), cache)).shape == (spec.vocab_size,)
+
+
+def test_damaged_codes_are_refused_with_their_place() -> None:
+    model = random_model(tiny_spec())
+    damaged = model.weights["layers.1.ffn.up"]
+    assert isinstance(damaged, TernaryTensor)
+    data = damaged.data.copy()
+    data[3, 5] |= 0b11
+    weight = TernaryTensor(data, damaged.scale, damaged.shape, damaged.layout)
+    with pytest.raises(FormatError, match="row 3, column 5"):
+        BACKEND.load(Model(model.spec, {**model.weights, "layers.1.ffn.up": weight}))
+
+
+def test_weights_of_another_kind_are_refused_by_name() -> None:
+    model = random_model(tiny_spec())
+    embedding = np.array(model.weights["embedding"], np.float64)
+    with pytest.raises(UnsupportedError, match=r"embedding: .* got float64"):
+        BACKEND.load(Model(model.spec, {**model.weights, "embedding": embedding}))
+
+
+def test_the_backend_is_found_and_preferred() -> None:
+    assert backends.available()["cpu"] is None
+    assert backends.get("cpu") == BACKEND
+    assert BACKEND.priority > reference.BACKEND.priority
+
+
+def test_an_instruction_set_that_is_not_there_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(tiny_spec())
+    monkeypatch.setenv("BITNET_ISA", "sse9")
+    assert "'sse9'" in str(why_not())
+    assert isas()[0] in str(why_not())
+    with pytest.raises(BackendUnavailable, match="no such instruction set in this build; choose one of"):
+        BACKEND.load(model)
+    monkeypatch.setenv("BITNET_ISA", "scalar")
+    assert why_not() is None
+    assert run(BACKEND.load(model), some_tokens(model.spec, 3)).shape == (3, model.spec.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads: expected 1 or more"),
+        ({"head": "f8"}, "head to be f16"),
+        ({"kv": "f8"}, "kv to be f16"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BACKEND.load(random_model(tiny_spec()), **options)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from types import ModuleType
+from typing import Literal
 
 from bitnet_core import device
 from bitnet_core.decoder import Decoder
 from bitnet_core.errors import BackendUnavailable
 from bitnet_core.memory import Pool
 from bitnet_core.model import Backend, Model, Runner
-
-if TYPE_CHECKING:
-    from . import _native
 
 
 def why_not() -> str | None:
@@ -49,8 +47,8 @@ def load(
     stored, or as int8 with a scale a row: half the bytes, and nearly the same logits. `kv`: how keys and values are
     held. `isa`: the instruction set, by default what BITNET_ISA names, or the best.
     """
-    from .operations import CpuOperations  # noqa: PLC0415  # imports the compiled part
     from . import _native  # noqa: PLC0415
+    from .operations import CpuOperations  # noqa: PLC0415  # imports the compiled part
 
     name = isa or os.environ.get("BITNET_ISA", "")
     if refusal := _refusal(_native, name):
@@ -67,16 +65,12 @@ def load(
     return Decoder(model.spec, operations)
 
 
-def _refusal(native: object, name: str) -> str | None:
-    usable, built = _native_names(native)
+def _refusal(native: ModuleType, name: str) -> str | None:
+    usable, built = native.usable(), native.built()
     if not name or name in usable:
         return None
     what = "this processor does not have it" if name in built else "there is no such instruction set in this build"
     return f"BITNET_ISA or isa asks for {name!r}, but {what}; choose one of {', '.join(usable)}"
-
-
-def _native_names(native: object) -> tuple[list[str], list[str]]:
-    return native.usable(), native.built()  # type: ignore[attr-defined]  # the module, imported by the caller
 
 
 def _threads() -> int:

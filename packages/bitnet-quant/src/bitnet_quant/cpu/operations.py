@@ -115,10 +115,11 @@ class CpuOperations:
         self._batch = batch
 
     def _addresses(self, tables: Sequence[Sequence[int]]) -> npt.NDArray[np.uint64]:
-        pages = np.array([page for table in tables for page in table], np.uint64)
+        pages = np.array([page for table in tables for page in table], np.int64)
         slabs = [0 if slab is None else slab.ctypes.data for slab in self._pages.slabs]
-        slab, place = np.divmod(pages, np.uint64(self._pages.pages_per_slab))
-        return np.array(slabs, np.uint64)[slab] + place * np.uint64(self._pages.page_shape[0])
+        slab, place = np.divmod(pages, self._pages.pages_per_slab)
+        starts = np.array(slabs, np.uint64)[slab]
+        return starts + (place * self._pages.page_shape[0]).astype(np.uint64)
 
 
 def _shape(spec: ModelSpec, kv: str) -> _native.Shape:

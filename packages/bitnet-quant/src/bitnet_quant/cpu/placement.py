@@ -119,7 +119,7 @@ class Placement:
         )
 
     def _bytes(self, name: str) -> _native.Matrix:
-        weight = np.ascontiguousarray(self._model.weights[name])  # type: ignore[call-overload]  # never ternary here
+        weight: npt.NDArray[Any] = np.ascontiguousarray(self._model.weights[name])
         rows, columns = weight.shape
         kind = _kind(name, weight)
         groups = -(-rows // _native.ROWS)

@@ -1,0 +1,51 @@
+"""Synthetic models of real shapes: random codes, made once and shared between layers until they are placed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitnet_core.model import Model, ModelSpec, Rope, Weight
+from bitnet_core.tensor import TernaryTensor
+
+
+def bitnet_2b(layers: int = 30) -> ModelSpec:
+    """The shape of the largest published BitNet."""
+    return ModelSpec(
+        family="bitnet",
+        vocab_size=128256,
+        hidden_size=2560,
+        ffn_size=6912,
+        layers=layers,
+        heads=20,
+        kv_heads=5,
+        head_size=128,
+        context=4096,
+        rope=Rope(theta=500_000.0, size=128),
+        norm_eps=1e-5,
+        activation="relu2",
+        sub_norms="block",
+        tied=True,
+    )
+
+
+def synthetic(spec: ModelSpec, seed: int = 0) -> Model:
+    """A model of random weights; every layer's are the same arrays, of which a backend makes its own copies."""
+    random = np.random.default_rng(seed)
+    weights: dict[str, Weight] = {}
+    for name, shape in spec.layer_shapes().items():
+        if len(shape) == 1:
+            weight: Weight = np.ones(shape, np.float32)
+        else:
+            codes = random.integers(-1, 2, shape, dtype=np.int8)
+            weight = TernaryTensor.from_codes(codes, 0.02, "i2_s_128")
+        weights.update({f"layers.{layer}.{name}": weight for layer in range(spec.layers)})
+    rows = random.standard_normal((4096, spec.hidden_size), np.float32).astype(np.float16)
+    embedding = np.tile(rows, (-(-spec.vocab_size // len(rows)), 1))[: spec.vocab_size]
+    weights |= {"embedding": embedding, "norm": np.ones(spec.hidden_size, np.float32)}
+    return Model(spec, weights)
+
+
+def bytes_of_a_token(spec: ModelSpec, head: str) -> int:
+    """Bytes of weights that a token's step must read: two bits a code, and the head."""
+    matrices = sum(rows * columns for rows, columns in spec.projections().values())
+    return spec.layers * matrices // 4 + spec.vocab_size * spec.hidden_size * (1 if head == "int8" else 2)
