@@ -407,6 +407,19 @@ class TestTransformers:
         tokens = some_tokens(case.spec, 24)
         assert_parity(logits(huggingface.load(tmp_path), tokens), self.theirs(tmp_path, tokens))
 
+    @pytest.mark.parametrize(
+        "name", ["bitnet", "llama", "llama-wide-heads", "llama-stretched", "qwen2-biases", "qwen3-blocks", "gemma3"]
+    )
+    def test_without_int8_nothing_stands_at_a_tie_and_all_logits_agree(self, name: str, tmp_path: Path) -> None:
+        (case,) = [case for case in CASES if case.name == name]
+        plain = "block" if name == "bitnet" else "none"  # transformers quantizes behind norms of its own
+        spec = replace(case.spec, inputs="float", sub_norms=plain, pooling="none")
+        model = random_model(spec, **case.options)
+        huggingface.save(model, tmp_path)
+        tokens = some_tokens(spec, 40)  # further than gemma3's window of eight
+        theirs = self.theirs(tmp_path, tokens)
+        np.testing.assert_allclose(logits(model, tokens), theirs, atol=1e-6 * np.ptp(theirs), rtol=0)
+
     @pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
     @pytest.mark.parametrize("projection_norms", [False, True])
     def test_both_linear_classes_with_and_without_norms(
