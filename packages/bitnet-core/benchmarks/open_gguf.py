@@ -24,25 +24,10 @@ import psutil
 from bitnet_core.formats import gguf
 from bitnet_core.formats.gguf import names
 from bitnet_core.formats.gguf.writer import header
-from bitnet_core.model import ModelSpec, Rope
+from bitnet_core.testing import SHAPES
 
-_TOKENS, _MERGES = 128_256, 280_147
-SPEC = ModelSpec(
-    family="bitnet",
-    vocab_size=_TOKENS,
-    hidden_size=2560,
-    ffn_size=6912,
-    layers=30,
-    heads=20,
-    kv_heads=5,
-    head_size=128,
-    context=4096,
-    rope=Rope(theta=500_000.0, size=128),
-    norm_eps=1e-5,
-    activation="relu2",
-    sub_norms="block",
-    tied=True,
-)
+_MERGES = 280_147
+SPEC = SHAPES["2b4t"]
 
 
 def main() -> None:
@@ -82,9 +67,9 @@ def _make(path: Path) -> None:
     ]
     metadata = {
         "general.architecture": "bitnet-b1.58",
-        "tokenizer.ggml.tokens": list(_words(_TOKENS)),
-        "tokenizer.ggml.scores": np.zeros(_TOKENS, np.float32),
-        "tokenizer.ggml.token_type": np.ones(_TOKENS, np.int32),
+        "tokenizer.ggml.tokens": list(_words(SPEC.vocab_size)),
+        "tokenizer.ggml.scores": np.zeros(SPEC.vocab_size, np.float32),
+        "tokenizer.ggml.token_type": np.ones(SPEC.vocab_size, np.int32),
         "tokenizer.ggml.merges": list(_words(_MERGES)),
     }
     start, sizes = header(metadata, blobs)

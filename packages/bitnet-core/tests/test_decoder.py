@@ -63,13 +63,34 @@ def test_where_memory_ends_no_cache_has_changed() -> None:
     runner.forward([Step(some_tokens(SPEC, 10), cache, "none") for cache in caches])
     pool.limit = pool.stats().mapped
     with pytest.raises(OutOfMemory):
-        runner.forward([Step(some_tokens(SPEC, 500), cache, "none") for cache in caches])
+        # The first one fits in the pages that are there, and must be taken back when the second does not.
+        runner.forward(
+            [Step(some_tokens(SPEC, n), cache, "none") for n, cache in zip((20, 500, 1), caches, strict=True)]
+        )
     assert [cache.length for cache in caches] == [10, 10, 10]
     pool.limit = None
     tokens = some_tokens(SPEC, 40)
     again = runner.new_cache()
     (logits,) = runner.forward([Step(tokens, again, "all")])
     np.testing.assert_array_equal(logits, run(runner, tokens))
+
+
+def test_where_an_operation_fails_no_cache_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = reference.load(random_model(SPEC))
+    caches = [runner.new_cache(), runner.new_cache()]
+    tokens = some_tokens(SPEC, 30)
+    runner.forward([Step(tokens[:7], caches[0], "none")])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the machine is on fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reference.NumpyOperations, "merge", fail)
+        with pytest.raises(RuntimeError, match="on fire"):
+            runner.forward([Step(tokens[7:], caches[0]), Step(tokens, caches[1])])
+    assert [cache.length for cache in caches] == [7, 0]
+    (rest,) = runner.forward([Step(tokens[7:], caches[0], "all")])
+    np.testing.assert_array_equal(rest, run(runner, tokens)[7:])
 
 
 def test_a_cache_of_another_backend_is_refused() -> None:

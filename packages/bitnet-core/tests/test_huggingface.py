@@ -19,9 +19,9 @@ from bitnet_core.errors import BitNetError, FormatError, UnsupportedError
 from bitnet_core.formats import huggingface
 from bitnet_core.formats.huggingface.config import parse_config, spec_from_config
 from bitnet_core.formats.strictjson import read_json
-from bitnet_core.model import Model, ModelSpec, Rope, Step
+from bitnet_core.model import Model, Step
 from bitnet_core.tensor import TernaryTensor
-from bitnet_core.testing import CASES, Case, random_model, run, some_tokens, tiny_spec
+from bitnet_core.testing import CASES, SHAPES, Case, random_model, run, some_tokens, tiny_spec
 
 BFLOAT16 = ml_dtypes.bfloat16
 PUBLISHABLE = [case for case in CASES if case.name not in ("bitnet-odd", "llama-row-scales")]
@@ -407,6 +407,19 @@ class TestTransformers:
         tokens = some_tokens(case.spec, 24)
         assert_parity(logits(huggingface.load(tmp_path), tokens), self.theirs(tmp_path, tokens))
 
+    @pytest.mark.parametrize(
+        "name", ["bitnet", "llama", "llama-wide-heads", "llama-stretched", "qwen2-biases", "qwen3-blocks", "gemma3"]
+    )
+    def test_without_int8_nothing_stands_at_a_tie_and_all_logits_agree(self, name: str, tmp_path: Path) -> None:
+        (case,) = [case for case in CASES if case.name == name]
+        plain = "block" if name == "bitnet" else "none"  # transformers quantizes behind norms of its own
+        spec = replace(case.spec, inputs="float", sub_norms=plain, pooling="none")
+        model = random_model(spec, **case.options)
+        huggingface.save(model, tmp_path)
+        tokens = some_tokens(spec, 40)  # further than gemma3's window of eight
+        theirs = self.theirs(tmp_path, tokens)
+        np.testing.assert_allclose(logits(model, tokens), theirs, atol=1e-6 * np.ptp(theirs), rtol=0)
+
     @pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
     @pytest.mark.parametrize("projection_norms", [False, True])
     def test_both_linear_classes_with_and_without_norms(
@@ -548,25 +561,9 @@ class TestRealModel:
         assert found == spec.shapes()
 
 
-def test_a_published_family_is_known_by_its_shape() -> None:
-    spec = ModelSpec(
-        family="bitnet",
-        vocab_size=128256,
-        hidden_size=2560,
-        ffn_size=6912,
-        layers=30,
-        heads=20,
-        kv_heads=5,
-        head_size=128,
-        context=4096,
-        rope=Rope(theta=500_000.0, size=128),
-        norm_eps=1e-5,
-        activation="relu2",
-        sub_norms="block",
-        tied=True,
-    )
-    counts = [int(np.prod(shape)) for shape in spec.shapes().values()]
-    assert sum(counts) == 2_412_820_480  # as published
+def test_a_published_model_has_as_many_parameters_as_it_says() -> None:
+    counts = [int(np.prod(shape)) for shape in SHAPES["2b4t"].shapes().values()]
+    assert sum(counts) == 2_412_820_480
 
 
 def test_nothing_but_our_errors_escapes_a_folder_of_noise(folder: Path) -> None:

@@ -113,6 +113,7 @@ class TestDetection:
             dense = CODES * np.float32(0.5)
             dense[0, 0] = value
             assert TernaryTensor.detect(dense) is None
+            assert TernaryTensor.detect(np.full((4, 32), value, np.float32)) is None
 
     @given(seed=st.integers(0, 2**32), block=st.sampled_from([32, 64, 256, 512]))
     def test_what_is_found_has_the_same_values(self, seed: int, block: int) -> None:

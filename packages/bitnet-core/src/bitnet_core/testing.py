@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -44,6 +45,23 @@ def tiny_spec(**changes: Any) -> ModelSpec:
     if "head_size" in changes and "rope" not in changes:
         changes["rope"] = replace(plain.rope, size=changes["head_size"])
     return replace(plain, **changes)
+
+
+# Published models, for what is measured and tested at full size.
+SHAPES: Mapping[str, ModelSpec] = MappingProxyType(
+    {
+        "2b4t": tiny_spec(
+            vocab_size=128256,
+            hidden_size=2560,
+            ffn_size=6912,
+            layers=30,
+            heads=20,
+            kv_heads=5,
+            head_size=128,
+            context=4096,
+        )
+    }
+)
 
 
 def random_model(
