@@ -49,7 +49,9 @@ class Environment:
         """Changes when the environment must be made again."""
         table = {key: value for key, value in self.table.items() if key != "scripts"}
         state = hashlib.sha256(json.dumps([table, sys.version, sys.base_prefix], sort_keys=True).encode())
-        for path in [ROOT / "constraints.txt", *(member / "pyproject.toml" for member in self.members)]:
+        made_from = ("pyproject.toml", "hatch_build.py", "CMakeLists.txt", "cpp/*")  # what is compiled is made once
+        sources = [path for member in self.members for name in made_from for path in sorted(member.glob(name))]
+        for path in [ROOT / "constraints.txt", *sources]:
             state.update(path.read_bytes())
         return state.hexdigest()
 
@@ -69,7 +71,8 @@ class Environment:
             arguments += ["-e", str(member)]
         # -qq keeps pip's warnings about sources that lack a package out of sight, and its errors are shown below.
         command = [*pip, "install", "-qq", "--no-input", "--disable-pip-version-check", *arguments]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        plain = {name: value for name, value in self.table.get("env-vars", {}).items() if "{" not in value}
+        done = subprocess.run(command, env=os.environ | plain, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             print(done.stderr.strip(), file=sys.stderr)
             raise Failure(f"pip could not install what .venv/{self.name} needs; its own words are above")

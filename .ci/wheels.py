@@ -45,7 +45,9 @@ def check(package: Path) -> None:
         if build(copy, Path(folder) / "dist").read_bytes() != wheel.read_bytes():
             raise Wrong(f"{wheel.name}: a second build, from a copy of {package.name}, gives other bytes")
     with zipfile.ZipFile(wheel) as archive:
-        files = set(archive.namelist())
+        files = {name for name in archive.namelist() if not is_compiled(name)}
+        if (count := len(archive.namelist()) - len(files)) != (package / "CMakeLists.txt").is_file():
+            raise Wrong(f"{wheel.name}: {count} compiled files; a C++ compiler makes one for a package with C++")
         info = next(name for name in files if name.endswith(".dist-info/METADATA")).rpartition("/")[0]
         metadata = email.parser.HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
     compare_files(wheel.name, files, expected_files(package, info))
@@ -72,6 +74,11 @@ def expected_files(package: Path, info: str) -> set[str]:
         raise Wrong(f"{package.name}: no py.typed under src")
     entry_points = {"entry_points.txt"} if "entry-points" in (package / "pyproject.toml").read_text() else set()
     return sources | {f"{info}/{name}" for name in METADATA | entry_points}
+
+
+def is_compiled(name: str) -> bool:
+    """The one kind of file that is in a wheel, and not among the sources."""
+    return re.fullmatch(r"\w+/(\w+/)*_native(\.[\w-]+)*\.(so|pyd)", name) is not None
 
 
 def compare_files(wheel: str, files: set[str], expected: set[str]) -> None:

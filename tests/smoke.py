@@ -1,4 +1,4 @@
-"""What an installed bitnet-core must do with nothing around it: `python smoke.py MODEL`. Not collected by pytest."""
+"""What the installed packages must do with nothing around them: `python smoke.py MODEL`. Not collected by pytest."""
 
 from __future__ import annotations
 
