@@ -6,7 +6,7 @@
 namespace bitnet {
 namespace {
 
-constexpr size_t kAhead = 4096;  // bytes between what is multiplied and what is fetched
+constexpr size_t kAhead = 8192;  // bytes between what is multiplied and what is fetched
 
 __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 void store(void* to, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(to), value); }
@@ -75,7 +75,7 @@ void ternary_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t s
         for (size_t p = 0; p < P; ++p)
 #pragma GCC unroll 6
             for (size_t t = 0; t < T; ++t) sums[p][t] = _mm256_setzero_si256();
-        for (size_t block = 0; block < run; ++block, group += 256, x += kColumns) {
+        for (size_t block = 0; block < run; ++block, group += 256, x += 16) {
             if (T == 1)
 #pragma GCC unroll 4
                 for (size_t p = 0; p < P; p += 2)
@@ -113,37 +113,67 @@ void ternary(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride
     switch (tokens) {
         case 1: return ternary_passes<8, 1>(group, blocks, x, stride, start, out);
         case 2: return ternary_passes<4, 2>(group, blocks, x, stride, start, out);
-        case 3: return ternary_passes<4, 3>(group, blocks, x, stride, start, out);
+        case 3: return ternary_passes<2, 3>(group, blocks, x, stride, start, out);
         case 4: return ternary_passes<2, 4>(group, blocks, x, stride, start, out);
-        case 5: return ternary_passes<2, 5>(group, blocks, x, stride, start, out);
-        case 6: return ternary_passes<2, 6>(group, blocks, x, stride, start, out);
     }
 }
 
-// One token; 8 rows at a time. Magnitudes times inputs that carry the signs: no sum of two passes 16 bits.
-void bytes_token(const uint8_t* group, size_t blocks, const int8_t* x, int32_t* out) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sums[8];
+#if defined(__AVXVNNI__)
+__m256i gather_signed(__m256i sum, __m256i magnitudes, __m256i weights) {
+    return _mm256_dpbusd_avx_epi32(sum, magnitudes, weights);
+}
+#else
+__m256i gather_signed(__m256i sum, __m256i magnitudes, __m256i weights) {
+    const __m256i pairs = _mm256_maddubs_epi16(magnitudes, weights);  // at most 2 * 128 * 127, which 16 bits hold
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#endif
+
+// P vectors of 8 rows times T tokens. An input may be -128, which has no opposite in a byte: so the inputs go first,
+// as unsigned magnitudes, and the weights, which are never -128, take their signs.
+// Adds to what stands in `out`.
+template <size_t P, size_t T>
+void bytes_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, int32_t* out) {
+    __m256i sums[P][T];
 #pragma GCC unroll 8
-    for (size_t p = 0; p < 8; ++p) sums[p] = _mm256_setzero_si256();
+    for (size_t p = 0; p < P; ++p)
+#pragma GCC unroll 2
+        for (size_t t = 0; t < T; ++t) sums[p][t] = load(out + t * kRows + 8 * p);
     for (size_t block = 0; block < 4 * blocks; ++block, group += 256, x += 4) {
-        const __m256i inputs = broadcast4(x);
+        __m256i inputs[T], magnitudes[T];
+#pragma GCC unroll 2
+        for (size_t t = 0; t < T; ++t) {
+            inputs[t] = broadcast4(x + t * stride);
+            magnitudes[t] = _mm256_abs_epi8(inputs[t]);
+        }
 #pragma GCC unroll 8
-        for (size_t p = 0; p < 8; ++p) {
+        for (size_t p = 0; p < P; ++p) {
             if (p % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 32 * p, _MM_HINT_T0);
             const __m256i weights = load(group + 32 * p);
-            // Inputs may be -128, which has no opposite in a byte: their magnitude goes first, as unsigned.
-            const __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(inputs), _mm256_sign_epi8(weights, inputs));
-            sums[p] = _mm256_add_epi32(sums[p], _mm256_madd_epi16(products, ones));
+#pragma GCC unroll 2
+            for (size_t t = 0; t < T; ++t)
+                sums[p][t] = gather_signed(sums[p][t], magnitudes[t], _mm256_sign_epi8(weights, inputs[t]));
         }
     }
-#pragma GCC unroll 8
-    for (size_t p = 0; p < 8; ++p) store(out + 8 * p, sums[p]);
+    for (size_t p = 0; p < P; ++p)
+        for (size_t t = 0; t < T; ++t) store(out + t * kRows + 8 * p, sums[p][t]);
 }
 
+// Two tokens need more sums than there are registers: two passes over each stretch, which is then in the nearest cache.
 void bytes(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t*,
            int32_t* out) {
-    for (size_t token = 0; token < tokens; ++token) bytes_token(group, blocks, x + token * stride, out + token * kRows);
+    constexpr size_t stretch = 8;
+    __builtin_memset(out, 0, tokens * kRows * sizeof(int32_t));
+    for (size_t done = 0; done < blocks; done += stretch) {
+        const size_t count = blocks - done < stretch ? blocks - done : stretch;
+        const uint8_t* from = group + done * kColumns * kRows;
+        const int8_t* inputs = x + done * kColumns;
+        size_t token = 0;
+        for (; token + 2 <= tokens; token += 2)
+            for (size_t p = 0; p < 8; p += 4)
+                bytes_tile<4, 2>(from + 32 * p, count, inputs + token * stride, stride, out + token * kRows + 8 * p);
+        if (token < tokens) bytes_tile<8, 1>(from, count, inputs + token * stride, stride, out + token * kRows);
+    }
 }
 
 template <Float kind>
@@ -289,20 +319,20 @@ int32_t quantize(const float* x, float scale, size_t count, int8_t* out) {
     return sum_of(sum);
 }
 
-void split(const float* x, float scale, size_t count, int8_t* out, size_t stride, int32_t* sums) {
+void split(const float* x, float scale, size_t count, size_t planes, int8_t* out, size_t stride, int32_t* sums) {
     const __m256 factor = _mm256_set1_ps(scale);
     __m256i total[3] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
     for (size_t i = 0; i < count; i += 8) {
-        __m256i rest = rounded(load_first(x + i, count - i), factor, 8355711);
+        __m256i rest = rounded(load_first(x + i, count - i), factor, largest_of(planes));
         if (count - i < 8) rest = _mm256_and_si256(rest, first_lanes(count - i));
-        for (size_t plane = 3; plane-- > 0;) {
+        for (size_t plane = planes; plane-- > 0;) {
             const __m256i digits = _mm256_srai_epi32(_mm256_slli_epi32(rest, 24), 24);
             rest = _mm256_srai_epi32(_mm256_sub_epi32(rest, digits), 8);
             store_bytes(out + plane * stride + i, count - i, digits);
             total[plane] = _mm256_add_epi32(total[plane], digits);
         }
     }
-    for (size_t plane = 0; plane < 3; ++plane) sums[plane] = sum_of(total[plane]);
+    for (size_t plane = 0; plane < planes; ++plane) sums[plane] = sum_of(total[plane]);
 }
 
 // 2 ** n for n from -252 to 254, in two steps, since the exponent of one float reaches only half as far.
@@ -516,11 +546,11 @@ void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : att
 }  // namespace
 
 #if defined(__AVXVNNI__)
-const Kernels kAvxVnni = {"avxvnni",
+const Kernels kAvxVnni = {"avxvnni", 
 #else
-const Kernels kAvx2 = {"avx2",
+const Kernels kAvx2 = {"avx2", 
 #endif
-                          ternary,  bytes, dense,    finish, norm,   largest,
-                          quantize, split, activate, widen, narrow, attend};
+                          Order::two_bits, 4, ternary, nullptr, nullptr, bytes,  dense,    finish, norm,
+                          largest,         quantize, split,  activate, widen, narrow, attend};
 
 }  // namespace bitnet

@@ -1,4 +1,5 @@
-// AVX-512 with VNNI. Only this file's table may leave it: see kernels.h.
+// AVX-512 with VNNI; avx512vbmi.cpp is the same with VBMI, which unpacks five bits for three digits as fast as two bits
+// for one. Only the table may leave this file: see kernels.h.
 #include <immintrin.h>
 
 #include "kernels.h"
@@ -6,7 +7,7 @@
 namespace bitnet {
 namespace {
 
-constexpr size_t kAhead = 4096;  // bytes between what is multiplied and what is fetched; measured
+constexpr size_t kAhead = 8192;  // bytes between what is multiplied and what is fetched; measured
 
 __m512i load(const void* from) { return _mm512_loadu_si512(from); }
 
@@ -21,7 +22,7 @@ __mmask16 first_lanes(size_t count) { return count >= 16 ? __mmask16(0xffff) : _
 // 64 rows times T tokens. One vector holds 16 rows at 16 columns; each of its four fields is unpacked once for all
 // tokens. With few tokens the even and the odd fields have sums of their own, so that no sum waits for itself.
 template <size_t T>
-void ternary_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
+void two_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
                   int32_t* out) {
     constexpr size_t chains = T <= 2 ? 2 : 1;
     const __m512i three = _mm512_set1_epi8(3);
@@ -33,7 +34,7 @@ void ternary_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t s
             sums[0][t][p] = _mm512_set1_epi32(start[t]);
             if (chains == 2) sums[chains - 1][t][p] = _mm512_setzero_si512();
         }
-    for (size_t block = 0; block < blocks; ++block, group += 256, x += kColumns) {
+    for (size_t block = 0; block < blocks; ++block, group += 256, x += 16) {
         if (T <= 2)
 #pragma GCC unroll 4
             for (size_t p = 0; p < 4; ++p) _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 64 * p, _MM_HINT_T0);
@@ -64,17 +65,130 @@ void ternary_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t s
         }
 }
 
-void ternary(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
+void two_bits(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
              int32_t* out) {
     switch (tokens) {
-        case 1: return ternary_tile<1>(group, blocks, x, stride, start, out);
-        case 2: return ternary_tile<2>(group, blocks, x, stride, start, out);
-        case 3: return ternary_tile<3>(group, blocks, x, stride, start, out);
-        case 4: return ternary_tile<4>(group, blocks, x, stride, start, out);
-        case 5: return ternary_tile<5>(group, blocks, x, stride, start, out);
-        case 6: return ternary_tile<6>(group, blocks, x, stride, start, out);
+        case 1: return two_bits_tile<1>(group, blocks, x, stride, start, out);
+        case 2: return two_bits_tile<2>(group, blocks, x, stride, start, out);
+        case 3: return two_bits_tile<3>(group, blocks, x, stride, start, out);
+        case 4: return two_bits_tile<4>(group, blocks, x, stride, start, out);
+        case 5: return two_bits_tile<5>(group, blocks, x, stride, start, out);
+        case 6: return two_bits_tile<6>(group, blocks, x, stride, start, out);
     }
 }
+
+#if defined(__AVX512VBMI__)
+// How 40 bytes become 64 numbers of five bits, and each number three digits, whatever stands above its bits.
+struct Tables {
+    uint8_t spread[64], shifts[64], digits[3][64];
+};
+
+constexpr Tables make_tables() {
+    Tables tables{};
+    for (size_t i = 0; i < 64; ++i) {
+        tables.spread[i] = uint8_t(i / 8 * 5 + i % 8);  // eight numbers are five bytes: one quadword has them all
+        tables.shifts[i] = uint8_t(i % 8 * 5);
+        for (size_t f = 0, rest = i % 32; f < 3; ++f, rest /= 3) tables.digits[f][i] = uint8_t(rest % 3);
+    }
+    return tables;
+}
+
+alignas(64) constexpr Tables kTables = make_tables();
+
+// 64 rows times T tokens: the numbers of 16 rows become bytes, and each byte is looked up three times.
+
+__m512i numbers_of(const uint8_t* packed) {
+    const __m512i spread = _mm512_permutexvar_epi8(load(kTables.spread), _mm512_maskz_loadu_epi64(0x1f, packed));
+    return _mm512_multishift_epi64_epi8(load(kTables.shifts), spread);
+}
+
+// 64 rows times T tokens: the numbers of 16 rows become bytes, and each byte is looked up three times.
+template <size_t T>
+void five_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
+                    int32_t* out) {
+    constexpr size_t chains = T == 1 ? 3 : 1;  // one token alone would wait for its own sums
+    const __m512i digits[3] = {load(kTables.digits[0]), load(kTables.digits[1]), load(kTables.digits[2])};
+    __m512i sums[chains][T][4];
+#pragma GCC unroll 4
+    for (size_t t = 0; t < T; ++t)
+#pragma GCC unroll 4
+        for (size_t p = 0; p < 4; ++p) {
+            sums[0][t][p] = _mm512_set1_epi32(start[t]);
+            for (size_t c = 1; c < chains; ++c) sums[c][t][p] = _mm512_setzero_si512();
+        }
+    for (size_t block = 0; block < blocks; ++block, group += 160, x += 12) {
+#pragma GCC unroll 3
+        for (size_t line = 0; line < 3; ++line)
+            _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 64 * line, _MM_HINT_T0);
+        __m512i numbers[4];
+#pragma GCC unroll 4
+        for (size_t p = 0; p < 4; ++p) numbers[p] = numbers_of(group + 40 * p);
+#pragma GCC unroll 3
+        for (size_t f = 0; f < 3; ++f) {
+            __m512i weights[4];
+#pragma GCC unroll 4
+            for (size_t p = 0; p < 4; ++p) weights[p] = _mm512_permutexvar_epi8(numbers[p], digits[f]);
+#pragma GCC unroll 4
+            for (size_t t = 0; t < T; ++t) {
+                const __m512i inputs = broadcast4(x + t * stride + 4 * f);
+#pragma GCC unroll 4
+                for (size_t p = 0; p < 4; ++p) {
+                    __m512i& sum = sums[f % chains][t][p];
+                    sum = _mm512_dpbusd_epi32(sum, weights[p], inputs);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t t = 0; t < T; ++t)
+#pragma GCC unroll 4
+        for (size_t p = 0; p < 4; ++p) {
+            for (size_t c = 1; c < chains; ++c) sums[0][t][p] = _mm512_add_epi32(sums[0][t][p], sums[c][t][p]);
+            _mm512_storeu_si512(out + t * kRows + 16 * p, sums[0][t][p]);
+        }
+}
+
+void five_bits(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
+               int32_t* out) {
+    switch (tokens) {
+        case 1: return five_bits_tile<1>(group, blocks, x, stride, start, out);
+        case 2: return five_bits_tile<2>(group, blocks, x, stride, start, out);
+        case 3: return five_bits_tile<3>(group, blocks, x, stride, start, out);
+        case 4: return five_bits_tile<4>(group, blocks, x, stride, start, out);
+    }
+}
+
+// Three blocks of two bits from four of five, of which there are `blocks`: fours of columns that stood three to a
+// number stand four to a byte.
+void expand_blocks(const uint8_t* group, size_t blocks, size_t wide, uint8_t* out) {
+    const __m512i digits[3] = {load(kTables.digits[0]), load(kTables.digits[1]), load(kTables.digits[2])};
+    for (size_t p = 0; p < 4; ++p) {
+        __m512i numbers[4];
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; ++i) {
+            _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 160 * i + 40 * p, _MM_HINT_T0);
+            numbers[i] = i < blocks ? numbers_of(group + 160 * i + 40 * p) : _mm512_setzero_si512();
+        }
+#pragma GCC unroll 3
+        for (size_t k = 0; k < 3; ++k) {
+            __m512i bytes = _mm512_setzero_si512();
+#pragma GCC unroll 4
+            for (size_t f = 0; f < 4; ++f) {
+                const size_t four = 4 * k + f;
+                const __m512i fields = _mm512_permutexvar_epi8(numbers[four / 3], digits[four % 3]);
+                bytes = _mm512_or_si512(bytes, _mm512_slli_epi32(fields, unsigned(2 * f)));
+            }
+            if (k < wide) _mm512_storeu_si512(out + 256 * k + 64 * p, bytes);
+        }
+    }
+}
+
+void expand(const uint8_t* group, size_t blocks, size_t wide, uint8_t* out) {
+    for (; blocks >= 4 && wide >= 3; blocks -= 4, wide -= 3, group += 4 * 160, out += 3 * 256)
+        expand_blocks(group, 4, 3, out);
+    if (wide) expand_blocks(group, blocks, wide, out);
+}
+#endif
 
 // Int8 weights become unsigned by adding 128; 128 times the sum of the inputs is taken off at the start.
 template <size_t T>
@@ -248,20 +362,20 @@ int32_t quantize(const float* x, float scale, size_t count, int8_t* out) {
     return _mm512_reduce_add_epi32(sum);
 }
 
-void split(const float* x, float scale, size_t count, int8_t* out, size_t stride, int32_t* sums) {
+void split(const float* x, float scale, size_t count, size_t planes, int8_t* out, size_t stride, int32_t* sums) {
     const __m512 factor = _mm512_set1_ps(scale);
     __m512i total[3] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
     for (size_t i = 0; i < count; i += 16) {
         const __mmask16 lanes = first_lanes(count - i);
-        __m512i rest = _mm512_maskz_mov_epi32(lanes, rounded(_mm512_maskz_loadu_ps(lanes, x + i), factor, 8355711));
-        for (size_t plane = 3; plane-- > 0;) {
+        __m512i rest = _mm512_maskz_mov_epi32(lanes, rounded(_mm512_maskz_loadu_ps(lanes, x + i), factor, largest_of(planes)));
+        for (size_t plane = planes; plane-- > 0;) {
             const __m512i digits = _mm512_srai_epi32(_mm512_slli_epi32(rest, 24), 24);
             rest = _mm512_srai_epi32(_mm512_sub_epi32(rest, digits), 8);
             _mm512_mask_cvtepi32_storeu_epi8(out + plane * stride + i, lanes, digits);
             total[plane] = _mm512_add_epi32(total[plane], digits);
         }
     }
-    for (size_t plane = 0; plane < 3; ++plane) sums[plane] = _mm512_reduce_add_epi32(total[plane]);
+    for (size_t plane = 0; plane < planes; ++plane) sums[plane] = _mm512_reduce_add_epi32(total[plane]);
 }
 
 // To about an ulp and a half: 2 ** n times a polynomial in what is left. Comparisons let a NaN through.
@@ -470,7 +584,12 @@ void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : att
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", ternary,  bytes, dense,    finish, norm,   largest,
-                         quantize, split, activate, widen, narrow, attend};
+#if defined(__AVX512VBMI__)
+const Kernels kAvx512Vbmi = {"avx512vbmi", Order::five_bits, 4, five_bits, expand, two_bits,
+#else
+const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, nullptr,
+#endif
+                             bytes,    dense, finish,   norm,  largest, quantize,
+                             split,    activate, widen, narrow, attend};
 
 }  // namespace bitnet

@@ -32,6 +32,9 @@ private:
     size_t used_ = 0;
 };
 
+// Blocks of a segment in the order of two bits. The last may reach past the segment, where its digits are 0.
+size_t blocks_expanded(const Extent& extent) { return padded_to(extent.segment(), 16) / 16; }
+
 bool shares_inputs(const Matrix& a, const Matrix& b) {
     return !a.norm && !b.norm && a.kind == b.kind && a.planes == b.planes && a.extent.segments == b.extent.segments;
 }
@@ -45,7 +48,7 @@ void put_column(T* keys, const T* key, size_t size, size_t slot) {
 }  // namespace
 
 Engine::Engine(const Kernels& kernels, size_t threads, const Shape& shape)
-    : kernels_(kernels), shape_(shape), pool_(threads), layers_(shape.layers), rows_(threads), scores_(threads) {}
+    : kernels_(kernels), shape_(shape), pool_(threads), layers_(shape.layers), rows_(threads), groups_(threads), scores_(threads) {}
 
 void Engine::add_rope(std::vector<double> frequencies, double magnitude) {
     ropes_.push_back({std::move(frequencies), magnitude});
@@ -58,7 +61,7 @@ Engine::Range Engine::share(size_t count, size_t thread) const {
 size_t Engine::unit_tokens() const { return std::max<size_t>(1, kUnitRows * shape_.kv_heads / shape_.heads); }
 
 size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
-    size_t columns = 0, digits = 0, starts = 0, widest = 0;
+    size_t columns = 0, digits = 0, starts = 0, widest = 0, blocks = 0;
     const auto measure = [&](const Matrix& matrix) {
         widest = std::max(widest, matrix.extent.columns);
         if (matrix.kind == Matrix::Kind::dense) {
@@ -66,6 +69,7 @@ size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
         } else {
             digits = std::max(digits, matrix.planes * matrix.extent.padded());
             starts = std::max(starts, matrix.planes * matrix.extent.segments);
+            blocks = std::max(blocks, matrix.extent.segments * blocks_expanded(matrix.extent));
         }
     };
     for (const Layer& layer : layers_)
@@ -73,13 +77,14 @@ size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
     measure(head);
     Parts parts(memory);
     for (Inputs& inputs : inputs_)
-        inputs = {parts.take<float>(kChunk * columns), parts.take<int8_t>(kChunk * digits), parts.take<float>(kChunk),
+        inputs = {parts.take<float>(kChunk * columns), parts.take<int8_t>(kChunk * digits + kColumns), parts.take<float>(kChunk),
                   parts.take<int32_t>(kChunk * starts)};
     gate_ = parts.take<float>(kChunk * shape_.ffn);
     up_ = parts.take<float>(kChunk * shape_.ffn);
     change_ = parts.take<float>(kChunk * shape_.hidden);
     const size_t queries = unit_tokens() * (shape_.heads / shape_.kv_heads), padded = padded_to(shape_.head_size, 16);
     for (size_t thread = 0; thread < pool_.threads(); ++thread) {
+        groups_[thread] = parts.take<uint8_t>(kernels_.expand ? blocks * bytes_of(Order::two_bits) : 0);
         rows_[thread] = {parts.take<float>(widest), parts.take<float>(widest)};
         scores_[thread] = {parts.take<float>(queries * padded), parts.take<float>(queries * padded),
                            parts.take<float>(queries * kPositions), parts.take<float>(queries),
@@ -127,7 +132,7 @@ void Engine::quantize(const Matrix& matrix, const Inputs& inputs, const float* x
     const Extent& extent = matrix.extent;
     const size_t planes = matrix.planes, padded = extent.padded();
     const float largest = kernels_.largest(x, extent.columns);
-    const float scale = (planes == 1 ? 127.0f : 8355711.0f) / (largest < kFloor ? kFloor : largest);
+    const float scale = largest_of(planes) / (largest < kFloor ? kFloor : largest);
     inputs.divisors[token] = scale;
     for (size_t segment = 0; segment < extent.segments; ++segment) {
         const float* from = x + segment * extent.segment();
@@ -136,7 +141,7 @@ void Engine::quantize(const Matrix& matrix, const Inputs& inputs, const float* x
         if (planes == 1)
             starts[0] = kernels_.quantize(from, scale, extent.segment(), to);
         else
-            kernels_.split(from, scale, extent.segment(), to, padded, starts);
+            kernels_.split(from, scale, extent.segment(), planes, to, padded, starts);
         for (size_t plane = 0; plane < planes; ++plane) {
             starts[plane] = -starts[plane];
             std::memset(to + plane * padded + extent.segment(), 0, extent.padded_segment() - extent.segment());
@@ -157,25 +162,32 @@ void Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x,
         quantize(matrix, inputs, x, token);
 }
 
-void Engine::multiply_tile(const Work& work, size_t group, size_t token, size_t count, float* out) const {
+void Engine::multiply_dense(const Work& work, size_t group, size_t token, size_t count, float* out) const {
+    const Matrix& matrix = *work.matrix;
+    const size_t columns = matrix.extent.columns, row_bytes = columns * (matrix.stored == Float::f32 ? 4 : 2);
+    const size_t rows = std::min(kRows, matrix.extent.rows - group * kRows);
+    kernels_.dense(matrix.data + group * kRows * row_bytes, matrix.stored, row_bytes, rows, columns,
+                   work.inputs->x + token * columns, columns, count, out);
+}
+
+// Sums of some tokens over a group; over its expanded form, where there is one.
+void Engine::multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count,
+                           float* out) const {
+    alignas(64) int32_t sums[kTokens * kRows];
     const Matrix& matrix = *work.matrix;
     const Extent& extent = matrix.extent;
-    if (matrix.kind == Matrix::Kind::dense) {
-        const size_t row_bytes = extent.columns * (matrix.stored == Float::f32 ? 4 : 2);
-        const size_t rows = std::min(kRows, extent.rows - group * kRows);
-        kernels_.dense(matrix.data + group * kRows * row_bytes, matrix.stored, row_bytes, rows, extent.columns,
-                       work.inputs->x + token * extent.columns, extent.columns, count, out);
-        return;
-    }
-    alignas(64) int32_t sums[kTokens * kRows];
     const size_t planes = matrix.planes, first = token * planes, padded = extent.padded();
     const bool ternary = matrix.kind == Matrix::Kind::ternary;
-    const auto kernel = ternary ? kernels_.ternary : kernels_.bytes;
-    const uint8_t* data = matrix.data + group * (ternary ? extent.group_bytes() : kRows * padded);
+    const auto kernel = expanded ? kernels_.expanded : ternary ? kernels_.ternary : kernels_.bytes;
+    const size_t blocks = expanded ? blocks_expanded(extent) : ternary ? extent.blocks() : padded / kColumns;
+    const size_t step = expanded ? blocks * bytes_of(Order::two_bits) : blocks * bytes_of(extent.order);
+    const uint8_t* data = expanded  ? expanded
+                          : ternary ? matrix.data + group * extent.group_bytes()
+                                    : matrix.data + group * kRows * padded;
     for (size_t segment = 0; segment < extent.segments; ++segment) {
-        const size_t at = segment * extent.padded_segment();
-        kernel(data + at * kRows / 4, extent.padded_segment() / kColumns, work.inputs->digits + first * padded + at,
-               padded, count * planes, work.inputs->starts + segment * kChunk * planes + first, sums);
+        kernel(data + segment * step, blocks,
+               work.inputs->digits + first * padded + segment * extent.padded_segment(), padded, count * planes,
+               work.inputs->starts + segment * kChunk * planes + first, sums);
         const float* scale = matrix.scale + (matrix.scale_each ? (segment * extent.groups() + group) * kRows : segment);
         for (size_t t = 0; t < count; ++t)
             kernels_.finish(sums + t * planes * kRows, planes, scale, matrix.scale_each,
@@ -183,14 +195,27 @@ void Engine::multiply_tile(const Work& work, size_t group, size_t token, size_t 
     }
 }
 
-void Engine::multiply_group(const Work& work, size_t group, size_t tokens) const {
+void Engine::multiply_group(size_t thread, const Work& work, size_t group, size_t tokens) const {
     const Matrix& matrix = *work.matrix;
-    const size_t first = group * kRows, rows = std::min(kRows, matrix.extent.rows - first);
-    const size_t tile = kTokens / matrix.planes;
+    const Extent& extent = matrix.extent;
+    const size_t first = group * kRows, rows = std::min(kRows, extent.rows - first);
+    const bool ternary = matrix.kind == Matrix::Kind::ternary;
+    const bool expands = ternary && kernels_.expand && tokens * matrix.planes > 2 * kernels_.few;
+    if (expands)
+        for (size_t segment = 0; segment < extent.segments; ++segment)
+            kernels_.expand(matrix.data + group * extent.group_bytes() +
+                                segment * extent.blocks() * bytes_of(extent.order),
+                            extent.blocks(), blocks_expanded(extent),
+                            groups_[thread] + segment * blocks_expanded(extent) * bytes_of(Order::two_bits));
+    const size_t most = (ternary && !expands ? kernels_.few : kTokens) / matrix.planes;
+    const size_t tiles = (tokens + most - 1) / most, tile = (tokens + tiles - 1) / tiles;
     alignas(64) float sums[kTokens * kRows];
     for (size_t token = 0; token < tokens; token += tile) {
         const size_t count = std::min(tile, tokens - token);
-        multiply_tile(work, group, token, count, sums);
+        if (matrix.kind == Matrix::Kind::dense)
+            multiply_dense(work, group, token, count, sums);
+        else
+            multiply_tile(work, group, expands ? groups_[thread] : nullptr, token, count, sums);
         for (size_t t = 0; t < count; ++t) {
             float *sum = sums + t * kRows, *out = work.out + (token + t) * work.stride + first;
             if (matrix.bias)
@@ -210,7 +235,7 @@ void Engine::multiply(size_t thread, std::span<const Work> work, size_t tokens) 
     auto [from, to] = share(groups, thread);
     for (const Work& part : work) {
         const size_t here = part.matrix->extent.groups();
-        for (size_t group = from; group < std::min(to, here); ++group) multiply_group(part, group, tokens);
+        for (size_t group = from; group < std::min(to, here); ++group) multiply_group(thread, part, group, tokens);
         from = from > here ? from - here : 0;
         to = to > here ? to - here : 0;
     }

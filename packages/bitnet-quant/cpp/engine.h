@@ -122,8 +122,10 @@ private:
     void prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token, float* row) const;
     void quantize(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token) const;
     void multiply(size_t thread, std::span<const Work> work, size_t tokens) const;
-    void multiply_group(const Work& work, size_t group, size_t tokens) const;
-    void multiply_tile(const Work& work, size_t group, size_t token, size_t count, float* out) const;
+    void multiply_group(size_t thread, const Work& work, size_t group, size_t tokens) const;
+    void multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count,
+                       float* out) const;
+    void multiply_dense(const Work& work, size_t group, size_t token, size_t count, float* out) const;
     void finish_residual(size_t thread, Matrix& matrix, const Inputs& inputs, const float* post, float* x,
                          size_t tokens);
     void write_token(size_t layer, size_t token, const Sequence& sequence, const float* keys, const float* values);
@@ -145,6 +147,7 @@ private:
     Inputs inputs_[3]{};
     float *gate_ = nullptr, *up_ = nullptr, *change_ = nullptr;  // (chunk, ffn), (chunk, ffn), (chunk, hidden)
     std::vector<std::pair<float*, float*>> rows_;                // two of the widest rows, a thread
+    std::vector<uint8_t*> groups_;                               // an expanded one a thread
     std::vector<Scores> scores_;
 };
 

@@ -54,6 +54,7 @@ std::vector<const Kernels*> examine() {
     const bool avx2 = has(basic.c, {12, 28, 29}) && has(wide.b, {5}) && (states & 6) == 6;  // FMA, AVX, F16C, AVX2
     // F, DQ, BW, VL, VNNI
     const bool avx512 = avx2 && has(wide.b, {16, 17, 30, 31}) && has(wide.c, {11}) && (states & 0xe6) == 0xe6;
+    if (avx512 && has(wide.c, {1})) found.push_back(&kAvx512Vbmi);
     if (avx512) found.push_back(&kAvx512);
     if (avx2 && has(more.a, {4})) found.push_back(&kAvxVnni);
     if (avx2) found.push_back(&kAvx2);
@@ -73,7 +74,7 @@ const std::vector<const Kernels*>& usable() {
 
 std::vector<const char*> built() {
 #if defined(BITNET_X86)
-    return {kAvx512.name, kAvxVnni.name, kAvx2.name, kScalar.name};
+    return {kAvx512Vbmi.name, kAvx512.name, kAvxVnni.name, kAvx2.name, kScalar.name};
 #else
     return {kScalar.name};
 #endif

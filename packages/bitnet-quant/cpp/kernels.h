@@ -7,14 +7,26 @@
 
 namespace bitnet {
 
-// Ternary matrices lie in groups of 64 rows. For every 16 columns a group has 256 bytes: byte 4 * r + j holds the
-// digits (code + 1) of row r at columns 4 * f + j in bits 2 * f and 2 * f + 1, f = 0 to 3. Rows and columns that
-// a matrix lacks have digit 1, and activation 0. Int8 matrices: byte 4 * r + j of every 4 columns' 256 bytes.
+// Ternary matrices lie in groups of 64 rows, in one of two orders. A digit is a code plus one. Rows and columns
+// that a matrix lacks have digit 1, and activation 0.
+// Two bits: for every 16 columns a group has 256 bytes; byte 4 * r + j holds the digits of row r at columns
+// 4 * f + j in bits 2 * f and 2 * f + 1, f = 0 to 3.
+// Five bits for three digits: for every 12 columns it has 160 bytes, 40 for each 16 rows: a row of 64 numbers of five
+// bits, low bits first, of which number 4 * r + j is the sum of 3 ** f times the digit at column 4 * f + j, f = 0 to 2.
+// Int8 matrices: for every 4 columns a group has 256 bytes, of which byte 4 * r + j is row r at column j.
 constexpr size_t kRows = 64;
-constexpr size_t kColumns = 16;
+constexpr size_t kColumns = 16;   // that int8 matrices are padded to
 constexpr size_t kTokens = 6;     // the most tokens of a tile
 constexpr size_t kPositions = 32; // of a page
 constexpr size_t kHead = 256;     // the largest head
+
+enum class Order : uint8_t { two_bits, five_bits };
+
+constexpr size_t columns_of(Order order) { return order == Order::two_bits ? 16 : 12; }
+constexpr size_t bytes_of(Order order) { return order == Order::two_bits ? 256 : 160; }  // of a block of columns
+
+// The largest number that digits of so many planes hold.
+constexpr float largest_of(size_t planes) { return planes == 1 ? 127.0f : planes == 2 ? 32639.0f : 8355711.0f; }
 
 enum class Float : uint8_t { f16, bf16, f32 };
 enum class Gate : uint8_t { relu2, silu, gelu };
@@ -39,10 +51,18 @@ struct Attention {
 
 struct Kernels {
     const char* name;
+    Order order;  // of ternary matrices
 
-    // Ternary: out (tokens, 64) = start + the sums of digits (unsigned) times int8, over `blocks` times 16 columns.
+    size_t few;   // the most tokens that `ternary` takes at once
+
+    // Ternary: out (tokens, 64) = start + the sums of digits (unsigned) times int8, over `blocks` of columns.
     void (*ternary)(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
                     const int32_t* start, int32_t* out);
+    // Where many tokens are worth it: `blocks` of a group in another order as `wide` blocks in that of two bits, with
+    // digit 0 where there are no columns; and the sums over that. Null where the order is of two bits.
+    void (*expand)(const uint8_t* group, size_t blocks, size_t wide, uint8_t* out);
+    void (*expanded)(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
+                     const int32_t* start, int32_t* out);
     // Int8: out (tokens, 64) = the sums over `blocks` times 16 columns. `start` is minus the sum of each x, for
     // those who multiply by unsigned weights.
     void (*bytes)(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
@@ -61,8 +81,8 @@ struct Kernels {
     float (*largest)(const float* x, size_t count);
     // x * scale to the nearest integer, half to even, as int8; gives the sum.
     int32_t (*quantize)(const float* x, float scale, size_t count, int8_t* out);
-    // The same in three digits of base 256, the highest first, `stride` apart; gives the sum of each.
-    void (*split)(const float* x, float scale, size_t count, int8_t* out, size_t stride, int32_t* sums);
+    // The same in `planes` digits of base 256, two or three, the highest first, `stride` apart; gives the sum of each.
+    void (*split)(const float* x, float scale, size_t count, size_t planes, int8_t* out, size_t stride, int32_t* sums);
     // gate = activation(gate) * up.
     void (*activate)(Gate kind, float* gate, const float* up, size_t count);
     // Stored floats times a scale; floats as float16, those beyond its range as its largest.
@@ -77,6 +97,7 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvxVnni;
 extern const Kernels kAvx512;
+extern const Kernels kAvx512Vbmi;
 #endif
 
 }  // namespace bitnet

@@ -82,10 +82,11 @@ void unpack_digits(Wire wire, const Stored& from, const Extent& extent, size_t r
     }
 }
 
-// Digits of one row, padded, into its place in a group: four bytes for every 16 columns.
-uint32_t place_row(const uint8_t* digits, size_t columns, uint8_t* at) {
+// Digits of one row, padded, into its place in a group; gives what is not zero if a digit is 3.
+uint32_t place_two_bits(const uint8_t* digits, size_t columns, size_t row, uint8_t* group) {
     uint32_t all = 0;
-    for (size_t column = 0; column < columns; column += kColumns, at += 4 * kRows) {
+    uint8_t* at = group + 4 * row;
+    for (size_t column = 0; column < columns; column += 16, at += 256) {
         uint32_t fields[4];
         std::memcpy(fields, digits + column, sizeof fields);
         const uint32_t packed = fields[0] | fields[1] << 2 | fields[2] << 4 | fields[3] << 6;
@@ -93,6 +94,25 @@ uint32_t place_row(const uint8_t* digits, size_t columns, uint8_t* at) {
         std::memcpy(at, &packed, sizeof packed);
     }
     return all & 0x55555555;  // both bits of a digit
+}
+
+// Four numbers of five bits are half of the five bytes that two rows share: the bits that are there already stay.
+uint32_t place_five_bits(const uint8_t* digits, size_t columns, size_t row, uint8_t* group) {
+    uint32_t all = 0;
+    const int half = int(row % 2) * 4;  // the second row begins in the middle of a byte
+    uint8_t* at = group + row / 16 * 40 + row % 16 / 2 * 5 + (half ? 2 : 0);
+    for (size_t column = 0; column < columns; column += 12, at += 160) {
+        uint32_t fields[3];
+        std::memcpy(fields, digits + column, sizeof fields);
+        for (uint32_t field : fields) all |= field & field >> 1;
+        const uint32_t numbers = fields[0] + 3 * fields[1] + 9 * fields[2];  // no byte of it passes 26, or it is refused
+        const uint32_t packed = (numbers & 31) | (numbers >> 8 & 31) << 5 | (numbers >> 16 & 31) << 10 | (numbers >> 24 & 31) << 15;
+        const uint32_t placed = packed << half;
+        at[0] = uint8_t(at[0] | placed);
+        at[1] = uint8_t(at[1] | placed >> 8);
+        at[2] = uint8_t(at[2] | placed >> 16);
+    }
+    return all & 0x01010101;
 }
 
 // Digit 1, which is code 0, wherever the matrix ends.
@@ -118,13 +138,16 @@ bool wire_of(std::string_view name, Wire& found) {
 bool pack_ternary(Pool& pool, Wire wire, const Stored& from, const Extent& extent, uint8_t* out) {
     std::atomic<bool> sound{true};
     const size_t scratch = extent.columns + extent.padded() + 256;
+    const auto place = extent.order == Order::two_bits ? place_two_bits : place_five_bits;
     std::vector<uint8_t> rows(pool.threads() * scratch);
     pool.run([&](size_t thread) {
         uint8_t *digits = rows.data() + thread * scratch, *padded = digits + extent.columns;
         uint8_t* spare = padded + extent.padded();
         const size_t groups = extent.groups();
         uint32_t wrong = 0;
-        for (size_t group = groups * thread / pool.threads(); group < groups * (thread + 1) / pool.threads(); ++group)
+        for (size_t group = groups * thread / pool.threads(); group < groups * (thread + 1) / pool.threads(); ++group) {
+            uint8_t* to = out + group * extent.group_bytes();
+            std::memset(to, 0, extent.group_bytes());
             for (size_t r = 0; r < kRows; ++r) {
                 const size_t row = group * kRows + r;
                 if (row < extent.rows) {
@@ -133,8 +156,9 @@ bool pack_ternary(Pool& pool, Wire wire, const Stored& from, const Extent& exten
                 } else {
                     std::memset(padded, 1, extent.padded());
                 }
-                wrong |= place_row(padded, extent.padded(), out + group * extent.group_bytes() + 4 * r);
+                wrong |= place(padded, extent.padded(), r, to);
             }
+        }
         if (wrong) sound.store(false, std::memory_order_relaxed);
     });
     return sound.load();
@@ -165,15 +189,28 @@ void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float k
     });
 }
 
+namespace {
+
+unsigned digit_at(const uint8_t* group, Order order, size_t row, size_t place) {
+    if (order == Order::two_bits) return group[place / 16 * 256 + 4 * row + place % 4] >> place % 16 / 4 * 2 & 3;
+    const size_t bit = (row % 16 * 4 + place % 4) * 5;
+    const uint8_t* at = group + place / 12 * 160 + row / 16 * 40 + bit / 8;
+    const unsigned next = bit % 8 > 3 ? at[1] : 0;  // the number goes on in the next byte
+    const unsigned number = (at[0] | next << 8) >> bit % 8 & 31;
+    constexpr unsigned powers[] = {1, 3, 9};
+    return number / powers[place % 12 / 4] % 3;
+}
+
+}  // namespace
+
 void unpack_row(const uint8_t* packed, const Extent& extent, const float* scale, bool scale_each, size_t row,
                 float factor, float* out) {
-    const uint8_t* at = packed + row / kRows * extent.group_bytes() + row % kRows * 4;
+    const uint8_t* group = packed + row / kRows * extent.group_bytes();
     const size_t scales = extent.groups() * kRows;
     for (size_t column = 0; column < extent.columns; ++column) {
         const size_t segment = column / extent.segment();
         const size_t place = segment * extent.padded_segment() + column % extent.segment();
-        const uint8_t byte = at[place / kColumns * 256 + place % 4];
-        const int code = int(byte >> (place % kColumns / 4 * 2) & 3) - 1;
+        const int code = int(digit_at(group, extent.order, row % kRows, place)) - 1;
         out[column] = float(code) * scale[scale_each ? segment * scales + row : segment] * factor;
     }
 }

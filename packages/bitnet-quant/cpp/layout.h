@@ -15,12 +15,14 @@ struct Extent {
     size_t rows;
     size_t columns;
     size_t segments;
+    Order order = Order::two_bits;  // of a ternary one
 
     size_t groups() const { return (rows + kRows - 1) / kRows; }
     size_t segment() const { return columns / segments; }
-    size_t padded_segment() const { return (segment() + kColumns - 1) / kColumns * kColumns; }
+    size_t blocks() const { return (segment() + columns_of(order) - 1) / columns_of(order); }  // of a segment
+    size_t padded_segment() const { return blocks() * columns_of(order); }
     size_t padded() const { return segments * padded_segment(); }
-    size_t group_bytes() const { return padded() * kRows / 4; }
+    size_t group_bytes() const { return segments * blocks() * bytes_of(order); }
 };
 
 // Bytes of a file's layout: `count` runs of `width` bytes, `stride` apart.

@@ -65,12 +65,12 @@ Float float_of(const std::string& name) { return choice<Float>(name, {"float16",
 Gate gate_of(const std::string& name) { return choice<Gate>(name, {"relu2", "silu", "gelu"}); }
 size_t width_of(Float kind) { return kind == Float::f32 ? 4 : 2; }
 
-Extent extent_of(size_t rows, size_t columns, size_t segments) {
+Extent extent_of(size_t rows, size_t columns, size_t segments, Order order = Order::two_bits) {
     require(rows && columns && segments && columns % segments == 0,
             "a matrix has rows, columns, and segments that divide the columns");
     // Sums of digits are 32-bit: 2 * 128 a column stays below that for eight million columns.
     require(columns <= size_t(1) << 22 && rows <= size_t(1) << 32, "a matrix of that size is not supported");
-    return {rows, columns, segments};
+    return {rows, columns, segments, order};
 }
 
 // A matrix and the arrays that it points into.
@@ -79,20 +79,11 @@ struct Placed {
     nb::ndarray<> owners[2];
 };
 
-Placed ternary_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, size_t rows, size_t columns,
-                      size_t segments, bool each, bool floats) {
-    const Extent extent = extent_of(rows, columns, segments);
-    require_size("data", data.size(), extent.groups() * extent.group_bytes());
-    require_size("scale", scale.size(), each ? segments * extent.groups() * kRows : segments);
-    Matrix matrix{Matrix::Kind::ternary, Float::f32, floats ? 3u : 1u, extent, data.data(), scale.data(), each};
-    return {matrix, {nb::ndarray<>(data), nb::ndarray<>(scale)}};
-}
-
 Placed bytes_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, size_t rows, size_t columns) {
     const Extent extent = extent_of(rows, columns, 1);
     require_size("data", data.size(), extent.groups() * kRows * extent.padded());
     require_size("scale", scale.size(), extent.groups() * kRows);
-    return {{Matrix::Kind::bytes, Float::f32, 3, extent, data.data(), scale.data(), true},
+    return {{Matrix::Kind::bytes, Float::f32, 2, extent, data.data(), scale.data(), true},
             {nb::ndarray<>(data), nb::ndarray<>(scale)}};
 }
 
@@ -110,6 +101,21 @@ public:
 
     Engine& engine() { return engine_; }
 
+    size_t ternary_bytes(size_t rows, size_t columns, size_t segments) const {
+        const Extent extent = extent_of(rows, columns, segments, engine_.kernels().order);
+        return extent.groups() * extent.group_bytes();
+    }
+
+    // A matrix that `pack` filled, in the order of this engine's kernels.
+    Placed ternary_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, size_t rows, size_t columns,
+                          size_t segments, bool each, bool floats) const {
+        const Extent extent = extent_of(rows, columns, segments, engine_.kernels().order);
+        require_size("data", data.size(), extent.groups() * extent.group_bytes());
+        require_size("scale", scale.size(), each ? segments * extent.groups() * kRows : segments);
+        Matrix matrix{Matrix::Kind::ternary, Float::f32, floats ? 3u : 1u, extent, data.data(), scale.data(), each};
+        return {matrix, {nb::ndarray<>(data), nb::ndarray<>(scale)}};
+    }
+
     void keep(nb::ndarray<> owner) { owners_.push_back(std::move(owner)); }
 
     void set_matrix(size_t layer, size_t which, const Placed& placed, std::optional<Array<const float, 1>> norm,
@@ -122,6 +128,7 @@ public:
         require_size("rows", placed.matrix.extent.rows, rows[which]);
         require_size("columns", placed.matrix.extent.columns, columns[which]);
         Matrix matrix = placed.matrix;
+        check_order(matrix);
         if (norm) {
             require_size("norm", norm->size(), columns[which]);
             matrix.norm = norm->data();
@@ -153,6 +160,8 @@ public:
         require_size("columns", head.matrix.extent.columns, shape.hidden);
         require_size("norm", norm.size(), shape.hidden);
         require(embedding.matrix.kind != Matrix::Kind::bytes, "an embedding is ternary or of floats");
+        check_order(embedding.matrix);
+        check_order(head.matrix);
         embedding_ = embedding.matrix;
         head_ = head.matrix;
         norm_ = norm.data();
@@ -270,7 +279,7 @@ public:
     }
 
     bool pack(Bytes from, const std::string& wire, Array<uint8_t, 1> out, size_t rows, size_t columns, size_t segments) {
-        const Extent extent = extent_of(rows, columns, segments);
+        const Extent extent = extent_of(rows, columns, segments, engine_.kernels().order);
         Wire found;
         require(wire_of(wire, found), "no layout '" + wire + "' in the kernels");
         require(from.shape(1) < 2 || from.stride(1) == 1, "from: the bytes of a run must follow each other");
@@ -313,6 +322,11 @@ private:
         require_shape("values", values, engine_.tokens(), shape.kv_heads * shape.head_size);
     }
 
+    void check_order(const Matrix& matrix) {
+        require(matrix.kind != Matrix::Kind::ternary || matrix.extent.order == engine_.kernels().order,
+                "a matrix was packed for another instruction set");
+    }
+
     void check_complete() {
         for (size_t i = 0; i < engine_.shape().layers; ++i) {
             const Layer& layer = engine_.layer(i);
@@ -351,13 +365,14 @@ void define_runner(nb::module_& module) {
              nb::kw_only(), "hidden"_a, "ffn"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_size"_a, "gate"_a,
              "wide_pages"_a, "norm_eps"_a, "sub_norm_eps"_a, "query_scale"_a, "embedding_scale"_a, "residual_scale"_a);
     nb::class_<Placed>(module, "Matrix")
-        .def_static("ternary", ternary_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
-                    "columns"_a, "segments"_a, "each"_a, "floats"_a)
         .def_static("bytes", bytes_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
                     "columns"_a)
         .def_static("dense", dense_matrix, "data"_a.noconvert(), nb::kw_only(), "kind"_a, "rows"_a, "columns"_a);
     nb::class_<Runner>(module, "Engine")
         .def(nb::init<const std::string&, size_t, const Shape&>(), "isa"_a, "threads"_a, "shape"_a)
+        .def("ternary_bytes", &Runner::ternary_bytes, nb::kw_only(), "rows"_a, "columns"_a, "segments"_a)
+        .def("ternary", &Runner::ternary_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
+             "columns"_a, "segments"_a, "each"_a, "floats"_a)
         .def("set_matrix", &Runner::set_matrix, "layer"_a, "which"_a, "matrix"_a, "norm"_a.noconvert().none(),
              "bias"_a.noconvert().none())
         .def("set_vector", &Runner::set_vector, "layer"_a, "which"_a, "values"_a.noconvert())
@@ -389,25 +404,41 @@ void define_kernels(nb::module_& module) {
         Table table;
     };
     using Sums = void (*)(const uint8_t*, size_t, const int8_t*, size_t, size_t, const int32_t*, int32_t*);
-    static constexpr auto sums = [](Sums kernel, size_t bytes, const Array<const uint8_t, 1>& data,
+    static constexpr auto sums = [](Sums kernel, size_t most, size_t unit, size_t bytes, const Array<const uint8_t, 1>& data,
                                     const Array<const int8_t, 2>& x, const Array<const int32_t, 1>& starts,
                                     const Array<int32_t, 2>& out) {
-        const size_t tokens = x.shape(0), columns = x.shape(1);
-        require(tokens >= 1 && tokens <= kTokens && columns % kColumns == 0, "x: 1 to 6 tokens of whole blocks");
-        require_size("data", data.size(), columns * bytes);
+        const size_t tokens = x.shape(0), blocks = x.shape(1) / unit;
+        require(tokens >= 1 && tokens <= most && x.shape(1) % unit == 0,
+                "x: 1 to " + std::to_string(most) + " tokens of whole blocks");
+        require_size("data", data.size(), blocks * bytes);
         require_size("starts", starts.size(), tokens);
         require_shape("out", out, tokens, kRows);
-        kernel(data.data(), columns / kColumns, x.data(), columns, tokens, starts.data(), out.data());
+        kernel(data.data(), blocks, x.data(), x.shape(1), tokens, starts.data(), out.data());
     };
     nb::class_<Handle>(module, "Kernels")
         .def("__init__", [](Handle* self, const std::string& isa) { new (self) Handle{&kernels_of(isa)}; }, "isa"_a)
+        .def_prop_ro("few", [](Handle self) { return self.table->few; })
+        .def_prop_ro("columns", [](Handle self) { return columns_of(self.table->order); })
         .def("ternary",
              [](Handle self, Array<const uint8_t, 1> data, Array<const int8_t, 2> x, Array<const int32_t, 1> starts,
-                Array<int32_t, 2> out) { sums(self.table->ternary, kRows / 4, data, x, starts, out); },
+                Array<int32_t, 2> out) {
+                 const Order order = self.table->order;
+                 sums(self.table->ternary, self.table->few, columns_of(order), bytes_of(order), data, x, starts, out);
+             },
              "data"_a.noconvert(), "x"_a.noconvert(), "starts"_a.noconvert(), "out"_a.noconvert())
+        .def("expand",
+             [](Handle self, Array<const uint8_t, 1> data, Array<uint8_t, 1> out) {
+                 require(self.table->expand, "the order of these kernels is of two bits already");
+                 const size_t blocks = data.size() / bytes_of(self.table->order);
+                 const size_t wide = out.size() / bytes_of(Order::two_bits);
+                 require_size("data", data.size(), blocks * bytes_of(self.table->order));
+                 require_size("out", out.size(), wide * bytes_of(Order::two_bits));
+                 self.table->expand(data.data(), blocks, wide, out.data());
+             },
+             "data"_a.noconvert(), "out"_a.noconvert())
         .def("bytes",
              [](Handle self, Array<const uint8_t, 1> data, Array<const int8_t, 2> x, Array<const int32_t, 1> starts,
-                Array<int32_t, 2> out) { sums(self.table->bytes, kRows, data, x, starts, out); },
+                Array<int32_t, 2> out) { sums(self.table->bytes, kTokens, kColumns, kRows * kColumns, data, x, starts, out); },
              "data"_a.noconvert(), "x"_a.noconvert(), "starts"_a.noconvert(), "out"_a.noconvert())
         .def("dense",
              [](Handle self, Array<const uint8_t, 2> data, const std::string& kind, Array<const float, 2> x,
@@ -446,9 +477,10 @@ void define_kernels(nb::module_& module) {
              "x"_a.noconvert(), "scale"_a, "out"_a.noconvert())
         .def("split",
              [](Handle self, Array<const float, 1> x, float scale, Array<int8_t, 2> out) {
-                 require_shape("out", out, 3, x.size());
-                 std::vector<int32_t> found(3);
-                 self.table->split(x.data(), scale, x.size(), out.data(), x.size(), found.data());
+                 const size_t planes = out.shape(0) == 2 ? 2 : 3;
+                 require_shape("out", out, planes, x.size());
+                 std::vector<int32_t> found(planes);
+                 self.table->split(x.data(), scale, x.size(), planes, out.data(), x.size(), found.data());
                  return found;
              },
              "x"_a.noconvert(), "scale"_a, "out"_a.noconvert())

@@ -56,8 +56,8 @@ void ternary(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride
     for (size_t token = 0; token < tokens; ++token)
         for (size_t row = 0; row < kRows; ++row) {
             int32_t sum = start[token];
-            for (size_t column = 0; column < blocks * kColumns; ++column) {
-                const size_t field = column % kColumns / 4, byte = column / kColumns * 256 + 4 * row + column % 4;
+            for (size_t column = 0; column < blocks * 16; ++column) {
+                const size_t field = column % 16 / 4, byte = column / 16 * 256 + 4 * row + column % 4;
                 sum += (group[byte] >> 2 * field & 3) * x[token * stride + column];
             }
             out[token * kRows + row] = sum;
@@ -126,11 +126,11 @@ int32_t quantize(const float* x, float scale, size_t count, int8_t* out) {
     return sum;
 }
 
-void split(const float* x, float scale, size_t count, int8_t* out, size_t stride, int32_t* sums) {
-    sums[0] = sums[1] = sums[2] = 0;
+void split(const float* x, float scale, size_t count, size_t planes, int8_t* out, size_t stride, int32_t* sums) {
+    for (size_t plane = 0; plane < planes; ++plane) sums[plane] = 0;
     for (size_t i = 0; i < count; ++i) {
-        int32_t rest = rounded(x[i] * scale, 8355711);
-        for (size_t plane = 3; plane-- > 0;) {
+        int32_t rest = rounded(x[i] * scale, largest_of(planes));
+        for (size_t plane = planes; plane-- > 0;) {
             const int8_t digit = int8_t(rest & 255);
             rest = (rest - digit) / 256;
             out[plane * stride + i] = digit;
@@ -202,7 +202,7 @@ void attend(const Attention* call) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", ternary,  bytes, dense,    finish, norm,   largest,
-                         quantize, split, activate, widen, narrow, attend};
+const Kernels kScalar = {"scalar", Order::two_bits, kTokens, ternary, nullptr,  nullptr, bytes,  dense, finish,
+                         norm,     largest,         quantize, split,  activate, widen,   narrow, attend};
 
 }  // namespace bitnet

@@ -51,6 +51,11 @@ class TestAvx512(_OnOneSet):
     options: ClassVar[dict[str, Any]] = {"isa": "avx512", "threads": 2, "kv": "f32"}
 
 
+class TestAvx512Vbmi(_OnOneSet):
+    isa = "avx512vbmi"
+    options: ClassVar[dict[str, Any]] = {"isa": "avx512vbmi", "threads": 2, "kv": "f32"}
+
+
 class TestAsLoadedByDefault(BackendSuite):
     """Half-precision pages move activations over the edges of their steps more often."""
 

@@ -25,11 +25,12 @@ KINDS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.fl
 
 def ternary_sums(isa: str, codes: npt.NDArray[np.int8], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
     """Codes times x through the kernel, group by group."""
-    kernels, padded = _native.Kernels(isa), pad_columns(x)
+    kernels = _native.Kernels(isa)
+    padded = pad_columns(x, kernels.columns)
     starts = -padded.astype(np.int32).sum(axis=1, dtype=np.int32)
     out = np.empty((len(x), 64), np.int32)
     found = []
-    for group in pack_codes(codes).reshape(-1, padded.shape[1] * 16):
+    for group in pack_codes(codes, unit=kernels.columns).reshape(-(-len(codes) // 64), -1):
         kernels.ternary(group, padded, starts, out)
         found.append(out.copy())
     return np.concatenate(found, axis=1)[:, : len(codes)]
@@ -44,7 +45,7 @@ def exact(codes: npt.NDArray[np.int8], x: npt.NDArray[np.int8]) -> npt.NDArray[n
     isa=st.sampled_from(isas()),
     rows=st.integers(1, 140),
     columns=st.integers(1, 700),
-    tokens=st.integers(1, 6),
+    tokens=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_sums_of_codes_times_bytes_are_exact(isa: str, rows: int, columns: int, tokens: int, seed: int) -> None:
@@ -59,9 +60,25 @@ def test_sums_of_codes_times_bytes_are_exact(isa: str, rows: int, columns: int, 
 @pytest.mark.parametrize("digit", [-128, -127, 127])
 def test_sums_of_one_sign_do_not_wrap(isa: str, columns: int, code: int, digit: int) -> None:
     codes = np.full((64, columns), code, np.int8)
-    for tokens in range(1, 7):
+    for tokens in range(1, _native.Kernels(isa).few + 1):
         x = np.full((tokens, columns), digit, np.int8)
         assert (ternary_sums(isa, codes, x) == code * digit * columns).all()
+
+
+@pytest.mark.parametrize("columns", [1, 12, 16, 48, 100, 2560])
+def test_five_bits_expand_to_two_and_zeros(isa: str, columns: int) -> None:
+    kernels = _native.Kernels(isa)
+    if kernels.columns == 16:
+        with pytest.raises(ValueError, match="two bits already"):
+            kernels.expand(np.zeros(256, np.uint8), np.zeros(256, np.uint8))
+        return
+    codes = np.random.default_rng(columns).integers(-1, 2, (64, columns), dtype=np.int8)
+    known = np.pad(codes, ((0, 0), (0, -columns % 12)))
+    wide = -(-columns // 16) * 16
+    expected = np.pad(known, ((0, 0), (0, max(0, wide - known.shape[1]))), constant_values=-1)[:, :wide]
+    out = np.full(wide * 16, 255, np.uint8)
+    kernels.expand(pack_codes(codes, unit=12), out)
+    np.testing.assert_array_equal(out, pack_codes(expected))
 
 
 @pytest.mark.parametrize("columns", [16, 48, 2560])
@@ -118,18 +135,18 @@ def test_activations_become_the_same_bytes_as_in_the_reference(isa: str, count: 
 
 
 @pytest.mark.parametrize("count", [1, 8, 13, 16, 100])
-def test_three_digits_hold_a_float_to_24_bits(isa: str, count: int) -> None:
+@pytest.mark.parametrize(("planes", "most"), [(2, 32639), (3, 8355711)])
+def test_digits_hold_a_float_to_8_bits_each(isa: str, count: int, planes: int, most: int) -> None:
     x = awkward_floats(count, count)
-    scale = np.float32(8355711) / np.abs(x).max()
-    digits = np.empty((3, count), np.int8)
+    scale = np.float32(most) / np.abs(x).max()
+    digits = np.empty((planes, count), np.int8)
     sums = _native.Kernels(isa).split(x, float(scale), digits)
     np.testing.assert_array_equal(sums, digits.sum(axis=1, dtype=np.int64))
-    whole = digits[0].astype(np.int64) * 65536 + digits[1].astype(np.int64) * 256 + digits[2]
-    expected = np.clip(np.rint(x * scale).astype(np.int64), -8355711, 8355711)
-    np.testing.assert_array_equal(whole, expected)
+    whole = sum(digits[plane].astype(np.int64) * 256 ** (planes - 1 - plane) for plane in range(planes))
+    np.testing.assert_array_equal(whole, np.clip(np.rint(x * scale).astype(np.int64), -most, most))
 
 
-@pytest.mark.parametrize("planes", [1, 3])
+@pytest.mark.parametrize("planes", [1, 2, 3])
 @pytest.mark.parametrize("scales", [1, 64])
 def test_sums_become_floats_by_their_scales(isa: str, planes: int, scales: int) -> None:
     random = np.random.default_rng(planes)
@@ -212,10 +229,15 @@ def test_no_kernel_passes_the_end_of_its_arrays(isa: str, guarded: Guarded, coun
             kernels.dense(
                 rows, kind, guarded(np.ones((tokens, count), np.float32)), guarded(np.zeros((tokens, 64), np.float32))
             )
+    codes = guarded(pack_codes(np.zeros((64, kernels.columns * count), np.int8), unit=kernels.columns))
+    if kernels.columns == 12:
+        kernels.expand(codes, guarded(np.zeros(-(-12 * count // 16) * 256, np.uint8)))
     for tokens in range(1, 7):
-        inputs = guarded(np.zeros((tokens, 16 * count), np.int8))
         starts, sums = guarded(np.zeros(tokens, np.int32)), guarded(np.zeros((tokens, 64), np.int32))
-        kernels.ternary(guarded(np.zeros(256 * count, np.uint8)), inputs, starts, sums)
+        if tokens <= kernels.few:
+            inputs = guarded(np.zeros((tokens, kernels.columns * count), np.int8))
+            kernels.ternary(codes, inputs, starts, sums)
+        inputs = guarded(np.zeros((tokens, 16 * count), np.int8))
         kernels.bytes(guarded(np.zeros(1024 * count, np.uint8)), inputs, starts, sums)
 
 
@@ -229,6 +251,6 @@ def test_wrong_types_and_shapes_are_refused(isa: str) -> None:
     with pytest.raises(ValueError, match="weight: expected 16 elements, got 15"):
         kernels.norm(x, np.ones(15, np.float32), 1e-5, x)
     with pytest.raises(ValueError, match="1 to 6 tokens"):
-        kernels.ternary(
-            np.zeros(256, np.uint8), np.zeros((7, 16), np.int8), np.zeros(7, np.int32), np.zeros((7, 64), np.int32)
+        kernels.bytes(
+            np.zeros(1024, np.uint8), np.zeros((7, 16), np.int8), np.zeros(7, np.int32), np.zeros((7, 64), np.int32)
         )

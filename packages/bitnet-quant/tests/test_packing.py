@@ -14,8 +14,11 @@ from bitnet_quant.cpu import _native
 
 from .kernel_order import pack_codes, pack_weights
 
+# The instruction sets stand for their orders here: what is packed does not depend on anything else of theirs.
+ORDERS = {_native.Kernels(isa).columns: isa for isa in _native.usable()}
 
-def engine(threads: int = 2) -> _native.Engine:
+
+def engine(threads: int = 2, unit: int = 16) -> _native.Engine:
     """An engine that only packs."""
     shape = _native.Shape(
         hidden=16,
@@ -32,14 +35,14 @@ def engine(threads: int = 2) -> _native.Engine:
         embedding_scale=1.0,
         residual_scale=1.0,
     )
-    return _native.Engine("scalar", threads, shape)
+    return _native.Engine(ORDERS[unit], threads, shape)
 
 
-def packed(tensor: TernaryTensor, segments: int = 1, threads: int = 2) -> npt.NDArray[np.uint8]:
+def packed(tensor: TernaryTensor, segments: int = 1, threads: int = 2, unit: int = 16) -> npt.NDArray[np.uint8]:
     rows, columns = tensor.shape
-    size = -(-rows // 64) * 64 * segments * (-(-columns // segments // 16) * 16) // 4
-    out = np.zeros(size, np.uint8)
-    assert engine(threads).pack(tensor.data, tensor.layout, out, rows=rows, columns=columns, segments=segments)
+    packer = engine(threads, unit)
+    out = np.full(packer.ternary_bytes(rows=rows, columns=columns, segments=segments), 255, np.uint8)
+    assert packer.pack(tensor.data, tensor.layout, out, rows=rows, columns=columns, segments=segments)
     return out
 
 
@@ -47,11 +50,13 @@ def random_codes(rows: int, columns: int) -> npt.NDArray[np.int8]:
     return np.random.default_rng(rows * columns).integers(-1, 2, (rows, columns), dtype=np.int8)
 
 
+@pytest.mark.parametrize("unit", ORDERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 256), (40, 512), (64, 768), (129, 2560)])
-def test_every_layout_gives_the_same_order(layout: str, rows: int, columns: int) -> None:
+def test_every_layout_gives_the_same_order(layout: str, rows: int, columns: int, unit: int) -> None:
     codes = random_codes(rows, columns)
-    np.testing.assert_array_equal(packed(TernaryTensor.from_codes(codes, layout=layout)), pack_codes(codes))
+    tensor = TernaryTensor.from_codes(codes, layout=layout)
+    np.testing.assert_array_equal(packed(tensor, unit=unit), pack_codes(codes, unit=unit))
 
 
 @pytest.mark.parametrize(
@@ -60,14 +65,17 @@ def test_every_layout_gives_the_same_order(layout: str, rows: int, columns: int)
 )
 def test_rows_may_end_anywhere(layout: str, rows: int, columns: int) -> None:
     codes = random_codes(rows, columns)
-    np.testing.assert_array_equal(packed(TernaryTensor.from_codes(codes, layout=layout)), pack_codes(codes))
+    tensor = TernaryTensor.from_codes(codes, layout=layout)
+    for unit in ORDERS:
+        np.testing.assert_array_equal(packed(tensor, unit=unit), pack_codes(codes, unit=unit))
 
 
 @pytest.mark.parametrize(("columns", "segments"), [(256, 2), (300, 3), (270, 9), (24, 8)])
 def test_blocks_of_columns_are_padded_each(columns: int, segments: int) -> None:
     codes = random_codes(70, columns)
     tensor = TernaryTensor.from_codes(codes)
-    np.testing.assert_array_equal(packed(tensor, segments), pack_codes(codes, segments))
+    for unit in ORDERS:
+        np.testing.assert_array_equal(packed(tensor, segments, unit=unit), pack_codes(codes, segments, unit))
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
@@ -92,8 +100,9 @@ def test_bits_that_are_no_code_are_found_wherever_they_stand(layout: str) -> Non
         data = tensor.data.copy()
         row, byte = (int(random.integers(size)) for size in data.shape)
         data[row, byte] |= 3 << 2 * int(random.integers(4))
-        out = np.zeros(64 * 256 // 4, np.uint8)
-        assert not engine().pack(data, layout, out, rows=8, columns=256, segments=1)
+        for unit in ORDERS:
+            out = np.zeros(engine(1, unit).ternary_bytes(rows=8, columns=256, segments=1), np.uint8)
+            assert not engine(1, unit).pack(data, layout, out, rows=8, columns=256, segments=1)
 
 
 def test_rows_of_floats_become_int8_with_a_scale_each() -> None:

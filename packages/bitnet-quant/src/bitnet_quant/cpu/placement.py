@@ -99,8 +99,8 @@ class Placement:
         rows, columns = tensor.shape
         segments = int(tensor.scale.shape[1])
         groups = -(-rows // _native.ROWS)
-        padded = segments * (-(-tensor.block // _native.COLUMNS) * _native.COLUMNS)
-        data = self.take(groups * _native.ROWS * padded // 4, np.uint8)
+        nbytes = self._engine.ternary_bytes(rows=rows, columns=columns, segments=segments)
+        data = self.take(nbytes, np.uint8)
         wire = tensor.data
         if wire.shape[1] > 1 and wire.strides[1] != 1:
             wire = np.ascontiguousarray(wire)
@@ -114,7 +114,7 @@ class Placement:
         else:
             scale = self.take(segments, np.float32)
             scale[...] = tensor.scale[0]
-        return _native.Matrix.ternary(
+        return self._engine.ternary(
             data, scale.reshape(-1), rows=rows, columns=columns, segments=segments, each=each, floats=floats
         )
 
