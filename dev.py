@@ -50,8 +50,8 @@ class Environment:
         table = {key: value for key, value in self.table.items() if key != "scripts"}
         state = hashlib.sha256(json.dumps([table, sys.version, sys.base_prefix], sort_keys=True).encode())
         made_from = ("pyproject.toml", "hatch_build.py", "CMakeLists.txt", "cpp/*")  # what is compiled is made once
-        sources = [path for member in self.members for name in made_from for path in sorted(member.glob(name))]
-        for path in [ROOT / "constraints.txt", *sources]:
+        found = (path for member in self.members for name in made_from for path in sorted(member.glob(name)))
+        for path in [ROOT / "constraints.txt", *filter(Path.is_file, found)]:
             state.update(path.read_bytes())
         return state.hexdigest()
 

@@ -8,6 +8,12 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(BITNET_ARM)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #endif
 
 namespace bitnet {
@@ -61,6 +67,32 @@ std::vector<const Kernels*> examine() {
     found.push_back(&kScalar);
     return found;
 }
+#elif defined(BITNET_ARM)
+// What the system says of the processor; every 64-bit one has NEON.
+#if defined(__linux__)
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__APPLE__)
+bool has(const char* feature) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value;
+}
+bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has("hw.optional.arm.FEAT_I8MM"); }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+#endif
+
+std::vector<const Kernels*> examine() {
+    std::vector<const Kernels*> found;
+    if (has_dotprod() && has_i8mm()) found.push_back(&kI8mm);
+    if (has_dotprod()) found.push_back(&kDotprod);
+    found.push_back(&kNeon);
+    found.push_back(&kScalar);
+    return found;
+}
 #else
 std::vector<const Kernels*> examine() { return {&kScalar}; }
 #endif
@@ -75,6 +107,8 @@ const std::vector<const Kernels*>& usable() {
 std::vector<const char*> built() {
 #if defined(BITNET_X86)
     return {kAvx512Vbmi.name, kAvx512.name, kAvxVnni.name, kAvx2.name, kScalar.name};
+#elif defined(BITNET_ARM)
+    return {kI8mm.name, kDotprod.name, kNeon.name, kScalar.name};
 #else
     return {kScalar.name};
 #endif

@@ -1,0 +1,124 @@
+// Attention over pages: near the plain one, the same bits at both edges, and nothing of a position that a row does
+// not see reaches it, whatever stands there.
+#include <cmath>
+#include <limits>
+
+#include "check.h"
+
+namespace bitnet::check {
+namespace {
+
+constexpr size_t kPages = 3, kOffset = 64;
+constexpr float kNothing = std::numeric_limits<float>::quiet_NaN();
+
+// A call's numbers: those of a page are keys (size, positions), then values (positions, padded).
+struct Scene {
+    size_t rows, size, padded;
+    bool wide;
+    std::vector<float> queries;
+    std::vector<float> pages[kPages];
+    std::vector<int64_t> first, last;
+
+    Scene(size_t rows, size_t size, bool wide, uint64_t seed)
+        : rows(rows), size(size), padded((size + 15) / 16 * 16), wide(wide), queries(rows * padded) {
+        Chance chance(seed);
+        for (size_t row = 0; row < rows; ++row) {
+            for (size_t i = 0; i < size; ++i)
+                queries[row * padded + i] = 2 * chance.fraction() / std::sqrt(float(size));
+            first.push_back(chance.between(0, 40));
+            last.push_back(first.back() + chance.between(1, int32_t(kPages * kPositions) - int32_t(first.back())));
+        }
+        for (std::vector<float>& page : pages) {
+            page.resize(kPositions * (size + padded));
+            for (float& value : page) value = 2 * chance.fraction();
+        }
+        for (int64_t position = 0; position < int64_t(kPages * kPositions); ++position)
+            if (!seen_by_any(position)) put(position, kNothing);
+    }
+
+    bool seen(size_t row, int64_t position) const { return position >= first[row] && position < last[row]; }
+
+    bool seen_by_any(int64_t position) const {
+        for (size_t row = 0; row < rows; ++row)
+            if (seen(row, position)) return true;
+        return false;
+    }
+
+    void put(int64_t position, float value) {
+        std::vector<float>& page = pages[size_t(position) / kPositions];
+        const size_t at = size_t(position) % kPositions;
+        for (size_t i = 0; i < size; ++i) page[i * kPositions + at] = value;
+        for (size_t i = 0; i < padded; ++i) page[kPositions * size + at * padded + i] = value;
+    }
+
+    size_t page_bytes() const { return kOffset + pages[0].size() * (wide ? 4 : 2); }
+};
+
+struct Buffers {
+    Guarded queries{1 << 14}, pages[kPages]{Guarded(1 << 17), Guarded(1 << 17), Guarded(1 << 17)}, mixed{1 << 14};
+    Guarded weights{1 << 12}, peak{4096}, total{4096}, first{4096}, last{4096};
+};
+
+std::vector<float> mixed(const Kernels& kernels, Buffers& buffers, const Scene& scene, Edge edge) {
+    uint8_t* pages[kPages];
+    for (size_t page = 0; page < kPages; ++page) {
+        pages[page] = buffers.pages[page].filled(edge, scene.page_bytes(), uint8_t(0xff));
+        const std::vector<float>& values = scene.pages[page];
+        if (scene.wide)
+            std::memcpy(pages[page] + kOffset, values.data(), values.size() * sizeof(float));
+        else
+            kScalar.narrow(values.data(), values.size(), reinterpret_cast<uint16_t*>(pages[page] + kOffset));
+    }
+    Attention call{};
+    call.queries = buffers.queries.copy(edge, scene.queries);
+    call.rows = scene.rows;
+    call.size = scene.size;
+    call.padded = scene.padded;
+    call.first = buffers.first.copy(edge, scene.first);
+    call.last = buffers.last.copy(edge, scene.last);
+    call.pages = pages;
+    call.offset = kOffset;
+    call.wide = scene.wide;
+    call.mixed = buffers.mixed.filled(edge, scene.rows * scene.padded, kNothing);
+    call.weights = buffers.weights.filled(edge, scene.rows * kPositions, kNothing);
+    call.peak = buffers.peak.filled(edge, scene.rows, kNothing);
+    call.total = buffers.total.filled(edge, scene.rows, kNothing);
+    kernels.attend(&call);
+    std::vector<float> found;  // without the padding
+    for (size_t row = 0; row < scene.rows; ++row)
+        found.insert(found.end(), call.mixed + row * scene.padded, call.mixed + row * scene.padded + scene.size);
+    return found;
+}
+
+void scene_case(const Kernels& kernels, Buffers& buffers, Report& report, Scene scene) {
+    AT("%s attention, %zu rows of %zu, %s", kernels.name, scene.rows, scene.size, scene.wide ? "f32" : "f16");
+    const std::vector<float> expected = mixed(kScalar, buffers, scene, Edge::end);
+    const std::vector<float> found = mixed(kernels, buffers, scene, Edge::end);
+    const std::vector<float> again = mixed(kernels, buffers, scene, Edge::start);
+    bool all = true;  // values are below 2 in size
+    for (size_t i = 0; i < found.size(); ++i) all = all && std::isfinite(found[i]) && near(found[i], expected[i], 4e-6);
+    report.expect(all, "attention");
+    report.expect(same(found.data(), again.data(), found.size()), "the same call gave other bits");
+    // A position that is not a number: rows that see it are none, the others as before.
+    const int64_t poisoned = scene.last[0] - 1;
+    scene.put(poisoned, kNothing);
+    const std::vector<float> after = mixed(kernels, buffers, scene, Edge::end);
+    for (size_t row = 0; row < scene.rows; ++row) {
+        const float *now = &after[row * scene.size], *before = &found[row * scene.size];
+        bool holds = true;
+        for (size_t i = 0; i < scene.size; ++i)
+            holds = holds && (scene.seen(row, poisoned) ? now[i] != now[i] : same(now + i, before + i, 1));
+        report.expect(holds, "a position that is not a number");
+    }
+}
+
+}  // namespace
+
+void check_attention(const Kernels& kernels, Report& report) {
+    Buffers buffers;
+    for (size_t size : {1, 8, 17, 64, 80, 96, 128, 200, 256})
+        for (size_t rows = 1; rows <= 7; ++rows)
+            for (bool wide : {false, true}) scene_case(kernels, buffers, report, Scene(rows, size, wide, rows * size));
+}
+
+}  // namespace bitnet::check

@@ -1,0 +1,47 @@
+# The tables of kernels for the processor that is built for, each file with the flags of its instruction set: for the
+# extension and for the program that checks them.
+set(here "${CMAKE_CURRENT_LIST_DIR}")
+set(kernel_sources "${here}/isa.cpp" "${here}/pool.cpp" "${here}/scalar.cpp")
+set(kernel_definitions)
+
+function(add_kernels name)  # add_kernels(NAME FLAGS...): cpp/NAME.cpp, with flags
+  list(APPEND kernel_sources "${here}/${name}.cpp")
+  set(kernel_sources "${kernel_sources}" PARENT_SCOPE)
+  set_source_files_properties("${here}/${name}.cpp" PROPERTIES COMPILE_OPTIONS "${ARGN}")
+endfunction()
+
+string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" processor)
+if(processor MATCHES "x86_64|amd64")
+  set(kernel_definitions BITNET_X86)
+  if(MSVC)
+    set(avx2 /arch:AVX2)
+    set(avxvnni /arch:AVX2)
+    set(avx512 /arch:AVX512)
+    set(avx512vbmi /arch:AVX512)
+  else()
+    set(avx2 -mavx2 -mfma -mf16c)
+    set(avxvnni ${avx2} -mavxvnni)
+    set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)
+    set(avx512vbmi ${avx512} -mavx512vbmi)
+  endif()
+  add_kernels(avx2 ${avx2})
+  add_kernels(avxvnni ${avxvnni})
+  add_kernels(avx512 ${avx512})
+  add_kernels(avx512vbmi ${avx512vbmi})
+elseif(processor MATCHES "aarch64|arm64" AND NOT MSVC)
+  set(kernel_definitions BITNET_ARM)
+  add_kernels(neonfloats)
+  add_kernels(neonattend)
+  add_kernels(neon -march=armv8-a)
+  add_kernels(neondotprod -march=armv8.2-a+dotprod)
+  add_kernels(neoni8mm -march=armv8.2-a+dotprod+i8mm)
+endif()
+
+if(NOT MSVC)
+  # Sums are in the order that is written: nothing is contracted but where it says so.
+  set(kernel_options -ffp-contract=off -Wall -Wextra)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # GCC finds the undefined vectors of its own headers uninitialized.
+    list(APPEND kernel_options -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
+endif()
