@@ -200,6 +200,25 @@ def test_a_conversion_that_is_stopped_leaves_nothing_and_can_be_run_again(
 
 
 @pytest.mark.parametrize("name", ["m.gguf", "folder"])
+def test_a_conversion_that_is_killed_leaves_no_target_and_its_second_run_makes_the_same_bytes(
+    name: str, tmp_path: Path
+) -> None:
+    code = f"""
+import os
+from bitnet_quant.convert import convert
+def die(progress):
+    if progress.stage == "write" and progress.done == 40:
+        os._exit(3)
+convert({str(STORIES)!r}, {str(tmp_path / "out" / name)!r}, progress=die)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 3
+    assert not (tmp_path / "out" / name).exists()
+    whole = tree(convert(STORIES, tmp_path / "whole" / name).target)
+    assert tree(convert(STORIES, tmp_path / "out" / name).target) == whole
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "folder"])
 def test_trits_that_do_not_come_back_from_the_disk_as_they_were_are_noticed(name: str, tmp_path: Path) -> None:
     def damage(progress: Progress) -> None:
         if (progress.stage, progress.done) == ("check", 1):

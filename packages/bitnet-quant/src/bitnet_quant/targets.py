@@ -206,7 +206,7 @@ class FolderTarget:
             tokenizer.save(path)
             config |= {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.eos) or None}
         if self._model.template is not None:
-            (path / "chat_template.jinja").write_text(self._model.template.source, encoding="utf-8")
+            _write_text(path / "chat_template.jinja", self._model.template.source)
         if self._model.sampling:
             _write_json(path / "generation_config.json", {"do_sample": True, **self._model.sampling})
         _write_json(path / "config.json", config)
@@ -282,7 +282,12 @@ def _write_tensors(path: Path, parts: list[_Part]) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as stream:
+        stream.write(text.encode())
 
 
 def _raw(values: Array) -> npt.NDArray[np.uint8]:
