@@ -18,7 +18,6 @@ from bitnet_core import BitNetError, Model, TernaryTensor, UnsupportedError, lay
 from bitnet_core import load as load_model
 from bitnet_core.durable import sync_folder
 from bitnet_core.formats import gguf, huggingface
-from bitnet_core.hub import resolve
 from bitnet_core.model import Tokens
 
 from .recipe import Recipe, apply
@@ -125,6 +124,8 @@ class _Teller:
 
 def _opened(source: str | os.PathLike[str], target: Path, options: dict[str, Any]) -> Model:
     """The source, read a range at a time: mapped pages would count as this process's memory."""
+    from bitnet_core.hub import resolve  # noqa: PLC0415  # looking at a local file should not pay for the hub's client
+
     path = resolve(os.fspath(source))
     here, place = path.resolve(), target.resolve()
     kept = {here, *(here.iterdir() if here.is_dir() else ())}
