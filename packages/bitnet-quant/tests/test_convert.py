@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import bitnet_core
-from bitnet_core import BitNetError, Model, TernaryTensor, UnsupportedError, reference
+from bitnet_core import BitNetError, Model, TernaryTensor, UnsupportedError, arithmetic, reference
 from bitnet_core.formats import gguf, huggingface
 from bitnet_core.formats.safetensors import SafetensorsFile
 from bitnet_core.model import Weight
@@ -99,6 +99,52 @@ def test_every_kind_of_model_says_the_same_after_its_conversion(case: Case, targ
         return
     cannot = {"file": {"bitnet-odd", "gemma3"}, "folder": {"bitnet-odd", "llama-row-scales"}}
     assert case.name in cannot[target]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_files_are_byte_for_byte_what_core_writes(case: Case, tmp_path: Path) -> None:
+    for layout in FILES:
+        try:
+            gguf.save(case.model(), tmp_path / "core.gguf", layout=layout, embedding="as stored")
+        except UnsupportedError:
+            with pytest.raises(UnsupportedError):
+                convert(case.model(), tmp_path / f"{layout}.gguf", layout=layout, lossy=True)
+            continue
+        found = convert(case.model(), tmp_path / f"{layout}.gguf", layout=layout, lossy=True).target
+        assert found.read_bytes() == (tmp_path / "core.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_folders_hold_the_tensors_that_core_writes(case: Case, tmp_path: Path) -> None:
+    try:
+        huggingface.save(case.model(), tmp_path / "core")
+    except UnsupportedError:
+        with pytest.raises(UnsupportedError):
+            convert(case.model(), tmp_path / "ours", lossy=True)
+        return
+    convert(case.model(), tmp_path / "ours", lossy=True)
+    core, ours = (SafetensorsFile(tmp_path / name / "model.safetensors") for name in ("core", "ours"))
+    assert list(core.entries) == list(ours.entries)
+    for name in core.entries:
+        np.testing.assert_array_equal(core.array(name), ours.array(name).astype(core.array(name).dtype))
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("core", "ours")]
+    assert configs[0] == configs[1]
+
+
+def test_masters_are_ternarized_on_the_way_as_their_makers_do(tmp_path: Path) -> None:
+    spec = tiny_spec(inputs="float")
+    random = np.random.default_rng(0)
+    floats = {name: random.normal(0, 1, shape).astype(np.float32) for name, shape in spec.shapes().items()}
+    masters = convert(Model(spec, floats), tmp_path / "masters").target
+    done = convert(masters, tmp_path / "m.gguf", masters=True)
+    found = gguf.load(done.target)
+    assert found.spec.inputs == "int8"
+    for name, weight in found.weights.items():
+        if isinstance(weight, TernaryTensor):
+            codes, scale = arithmetic.absmean(floats[name])
+            np.testing.assert_array_equal(weight.codes(), codes)
+            assert weight.scale[0, 0] == scale
+    assert done.before == done.after == digest(found)
 
 
 @pytest.mark.parametrize("layout", [*FILES, *PACKED])

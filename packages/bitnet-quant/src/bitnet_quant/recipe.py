@@ -102,8 +102,8 @@ def apply(
     texts that compensation calibrates on.
     """
     rules = {name: recipe.rule(name) for name, shape in model.spec.shapes().items() if len(shape) == 2}
-    for name in rules:
-        _check_fits(name, rules[name], model)
+    for name, asked in rules.items():
+        _check_fits(name, asked, model)
     made: dict[str, TernaryTensor] = {}
     wanted = [name for name, rule in rules.items() if rule.form == "ternary"]
     if any(rules[name].compensate for name in wanted) and not len(windows):
