@@ -7,7 +7,7 @@
 namespace bitnet {
 namespace {
 
-constexpr size_t kChunk = 192;     // tokens between two readings of the weights: their digits stay in the cache
+constexpr size_t kChunk = 288;     // tokens between two readings of the weights: their digits stay in the cache
 constexpr size_t kUnitRows = 64;   // queries that share a reading of keys and values
 constexpr float kFloor = 1e-5f;    // the least magnitude that a scale is made for
 
@@ -172,7 +172,7 @@ void Engine::multiply_dense(const Work& work, size_t group, size_t token, size_t
 
 // Sums of some tokens over a group; over its expanded form, where there is one.
 void Engine::multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count,
-                           float* out) const {
+                           bool add, float* out, size_t stride) const {
     alignas(64) int32_t sums[kTokens * kRows];
     const Matrix& matrix = *work.matrix;
     const Extent& extent = matrix.extent;
@@ -191,7 +191,7 @@ void Engine::multiply_tile(const Work& work, size_t group, const uint8_t* expand
         const float* scale = matrix.scale + (matrix.scale_each ? (segment * extent.groups() + group) * kRows : segment);
         for (size_t t = 0; t < count; ++t)
             kernels_.finish(sums + t * planes * kRows, planes, scale, matrix.scale_each,
-                            work.inputs->divisors[token + t], segment > 0, out + t * kRows);
+                            work.inputs->divisors[token + t], add || segment > 0, out + t * stride);
     }
 }
 
@@ -209,13 +209,22 @@ void Engine::multiply_group(size_t thread, const Work& work, size_t group, size_
                             groups_[thread] + segment * blocks_expanded(extent) * bytes_of(Order::two_bits));
     const size_t most = (ternary && !expands ? kernels_.few : kTokens) / matrix.planes;
     const size_t tiles = (tokens + most - 1) / most, tile = (tokens + tiles - 1) / tiles;
+    // Whole groups go straight to where they belong; x plus 1 times a sum is x plus the sum.
+    const bool direct = matrix.kind != Matrix::Kind::dense && rows == kRows && !matrix.bias &&
+                        (!work.add || shape_.residual_scale == 1.0f);
     alignas(64) float sums[kTokens * kRows];
     for (size_t token = 0; token < tokens; token += tile) {
         const size_t count = std::min(tile, tokens - token);
+        const uint8_t* expanded = expands ? groups_[thread] : nullptr;
+        if (direct) {
+            multiply_tile(work, group, expanded, token, count, work.add, work.out + token * work.stride + first,
+                          work.stride);
+            continue;
+        }
         if (matrix.kind == Matrix::Kind::dense)
             multiply_dense(work, group, token, count, sums);
         else
-            multiply_tile(work, group, expands ? groups_[thread] : nullptr, token, count, sums);
+            multiply_tile(work, group, expanded, token, count, false, sums, kRows);
         for (size_t t = 0; t < count; ++t) {
             float *sum = sums + t * kRows, *out = work.out + (token + t) * work.stride + first;
             if (matrix.bias)

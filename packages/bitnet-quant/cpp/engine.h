@@ -123,8 +123,8 @@ private:
     void quantize(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token) const;
     void multiply(size_t thread, std::span<const Work> work, size_t tokens) const;
     void multiply_group(size_t thread, const Work& work, size_t group, size_t tokens) const;
-    void multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count,
-                       float* out) const;
+    void multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count, bool add,
+                       float* out, size_t stride) const;
     void multiply_dense(const Work& work, size_t group, size_t token, size_t count, float* out) const;
     void finish_residual(size_t thread, Matrix& matrix, const Inputs& inputs, const float* post, float* x,
                          size_t tokens);
