@@ -13,9 +13,9 @@ from time import perf_counter
 import bitnet_core
 from bitnet_quant import recipe, sensitivity
 from bitnet_quant.calibrate import cut
+from bitnet_quant.quality import Report, report
 from bitnet_quant.recipe import BITS, Recipe, Rule, search
-from bitnet_quant.report import Report, report
-from bitnet_quant.ternarize import Method
+from bitnet_quant.ternarization import Method
 
 WAYS = {
     "absmean, one scale": Rule("layers.*", "ternary"),

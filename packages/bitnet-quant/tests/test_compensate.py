@@ -8,7 +8,7 @@ import pytest
 
 from bitnet_core import TernaryTensor
 from bitnet_quant.compensate import Adapter, adapter, compensate, output_error
-from bitnet_quant.ternarize import Method, ternarize
+from bitnet_quant.ternarization import Method, ternarize
 
 ROWS, COLS = 48, 96
 

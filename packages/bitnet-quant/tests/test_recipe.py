@@ -18,7 +18,7 @@ from bitnet_quant import blocks, recipe, sensitivity
 from bitnet_quant.calibrate import Moments, calibrate
 from bitnet_quant.compensate import output_error
 from bitnet_quant.recipe import BITS, Form, Recipe, Rule, search
-from bitnet_quant.ternarize import Method, ternarize
+from bitnet_quant.ternarization import Method, ternarize
 
 MIXED = Recipe(
     (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bitnet_core import TernaryTensor, arithmetic, linalg
 
-from .ternarize import Floats, Method, Ternarized, check_matrix, measured, ternarize
+from .ternarization import Floats, Method, Ternarized, check_matrix, measured, ternarize
 
 Wide = npt.NDArray[np.float64]
 _EXACT_RANK = 512  # up to here all singular values are found, beyond it the largest by random projections

@@ -19,7 +19,7 @@ from bitnet_core import Model, TernaryTensor, Weights, reference
 from bitnet_core.model import Tokens, Weight
 
 from .calibrate import cut
-from .report import logits, nll
+from .quality import logits, nll
 
 Vector = npt.NDArray[np.float64]
 _LAYERS = 8  # that are looked at, spread over the depth of the model

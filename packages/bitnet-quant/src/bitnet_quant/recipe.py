@@ -23,7 +23,7 @@ from bitnet_core.model import Model, Tokens, Weight, Weights
 from . import blocks
 from .calibrate import Moments, Sums, calibrate
 from .compensate import compensate
-from .ternarize import Method, ternarize
+from .ternarization import Method, ternarize
 
 Form = Literal["ternary", "int8", "int4", "float"]
 # Bits a weight: two for a code, what GGUF's blocks of 32 take with their scales, and 16.

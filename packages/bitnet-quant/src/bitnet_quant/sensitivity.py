@@ -15,9 +15,9 @@ from bitnet_core.model import Tokens, Weight, Weights
 from . import blocks
 from .calibrate import calibrate
 from .compensate import output_error
+from .quality import divergence, logits
 from .recipe import Form, Rule, formed
-from .report import divergence, logits
-from .ternarize import Method
+from .ternarization import Method
 
 FORMS: tuple[Form, ...] = ("ternary", "int4", "int8", "float")
 

@@ -17,7 +17,7 @@ from bitnet_core.model import Weight
 from bitnet_core.testing import CASES, Case, random_model, some_tokens, tiny_spec
 from bitnet_quant import groups
 from bitnet_quant.groups import regrouped
-from bitnet_quant.verify import SAMPLE, Channels, agree, verify
+from bitnet_quant.verification import SAMPLE, Channels, agree, verify
 
 STORIES = Path(__file__).parents[3] / "models" / "stories"
 DATA = (os.environ.get("BITNET_DATA"), Path(__file__).parents[4] / "shared" / "data")

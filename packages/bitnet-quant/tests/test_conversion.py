@@ -22,9 +22,9 @@ from bitnet_core.formats.safetensors import SafetensorsFile
 from bitnet_core.model import Weight
 from bitnet_core.testing import CASES, Case, random_model, run, some_tokens, tiny_spec
 from bitnet_quant import blocks
-from bitnet_quant.convert import FILES, FOLDERS, Conversion, Progress, convert, digest
+from bitnet_quant.conversion import FILES, FOLDERS, Conversion, Progress, convert, digest
 from bitnet_quant.recipe import Recipe, Rule
-from bitnet_quant.ternarize import Method
+from bitnet_quant.ternarization import Method
 
 STORIES = Path(__file__).parents[3] / "models" / "stories"
 SPEC = tiny_spec(hidden_size=256, head_size=64)
@@ -169,7 +169,7 @@ def test_a_real_model_says_the_same_in_every_form(layout: str, tmp_path: Path) -
 def test_the_same_model_makes_the_same_bytes_whatever_else_the_process_did(layout: str, tmp_path: Path) -> None:
     first = convert(STORIES, place(tmp_path / "a", layout), layout=layout, lossy=True).target
     code = f"""
-from bitnet_quant.convert import convert
+from bitnet_quant.conversion import convert
 convert({str(STORIES)!r}, {str(place(tmp_path / "b", layout))!r}, layout={layout!r}, lossy=True)
 """
     paths = os.pathsep.join(path for path in sys.path if path)
@@ -251,7 +251,7 @@ def test_a_conversion_that_is_killed_leaves_no_target_and_its_second_run_makes_t
 ) -> None:
     code = f"""
 import os
-from bitnet_quant.convert import convert
+from bitnet_quant.conversion import convert
 def die(progress):
     if progress.stage == "write" and progress.done == 40:
         os._exit(3)
