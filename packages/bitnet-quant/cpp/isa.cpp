@@ -1,6 +1,7 @@
 #include "isa.h"
 
 #include <cstdint>
+#include <initializer_list>
 
 #if defined(BITNET_X86)
 #if defined(_MSC_VER)
@@ -8,6 +9,9 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(BITNET_ARM) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace bitnet {
@@ -61,6 +65,19 @@ std::vector<const Kernels*> examine() {
     found.push_back(&kScalar);
     return found;
 }
+#elif defined(BITNET_ARM)
+bool has_dot_products() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // every Arm processor of the other systems that this is built for has them
+#endif
+}
+
+std::vector<const Kernels*> examine() {
+    if (has_dot_products()) return {&kNeon, &kScalar};
+    return {&kScalar};
+}
 #else
 std::vector<const Kernels*> examine() { return {&kScalar}; }
 #endif
@@ -75,6 +92,8 @@ const std::vector<const Kernels*>& usable() {
 std::vector<const char*> built() {
 #if defined(BITNET_X86)
     return {kAvx512Vbmi.name, kAvx512.name, kAvxVnni.name, kAvx2.name, kScalar.name};
+#elif defined(BITNET_ARM)
+    return {kNeon.name, kScalar.name};
 #else
     return {kScalar.name};
 #endif

@@ -98,6 +98,8 @@ extern const Kernels kAvx2;
 extern const Kernels kAvxVnni;
 extern const Kernels kAvx512;
 extern const Kernels kAvx512Vbmi;
+#elif defined(BITNET_ARM)
+extern const Kernels kNeon;
 #endif
 
 }  // namespace bitnet
