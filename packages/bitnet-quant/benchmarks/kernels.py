@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def _ternary(isa: str) -> list[dict[str, object]]:
+def _ternary(isa: str) -> list[dict[str, Any]]:
     kernels = _native.Kernels(isa)
     nbytes = 256 if kernels.columns == 16 else 160
     return [
@@ -40,12 +41,12 @@ def _ternary(isa: str) -> list[dict[str, object]]:
     ]
 
 
-def _int8(isa: str) -> list[dict[str, object]]:
+def _int8(isa: str) -> list[dict[str, Any]]:
     kernels = _native.Kernels(isa)
     return [_figure(isa, "int8", kernels.bytes, tokens, 64) for tokens in (1, 2, 4, 6)]
 
 
-def _figure(isa: str, name: str, kernel: Callable[..., None], tokens: int, bytes_a_column: float) -> dict[str, object]:
+def _figure(isa: str, name: str, kernel: Callable[..., None], tokens: int, bytes_a_column: float) -> dict[str, Any]:
     short, long = (_best(kernel, columns, tokens, round(columns * bytes_a_column)) for columns in (_SHORT, _LONG))
     seconds = (long - short) / (_LONG - _SHORT)  # a column of 64 rows
     return {

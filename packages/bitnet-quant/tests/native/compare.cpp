@@ -99,7 +99,8 @@ void compare_rows(const Kernels& kernels, size_t count) {
     expect(kernels.largest(x.data(), count) == largest, kernels, "largest", count);
     std::vector<int8_t> a(3 * count), b(3 * count);
     expect(kernels.quantize(x.data(), 127 / largest, count, a.data()) ==
-                   kScalar.quantize(x.data(), 127 / largest, count, b.data()) && a == b,
+                   kScalar.quantize(x.data(), 127 / largest, count, b.data()) &&
+               a == b,
            kernels, "quantize", count);
     for (size_t planes : {2, 3}) {
         int32_t sums[3] = {}, others[3] = {};
@@ -160,8 +161,19 @@ void compare_attention(const Kernels& kernels, size_t size, size_t rows, int64_t
     }
     std::vector<float> weights(rows * kPositions), peak(rows), total(rows), one(rows * padded), two(rows * padded);
     const auto run = [&](const Kernels& with, std::vector<float>& mixed, size_t from, size_t count) {
-        const Attention call{queries.data() + from * padded, count, size, padded, first.data() + from, last.data() + from,
-                             table.data(), 0, wide, mixed.data(), weights.data(), peak.data(), total.data()};
+        const Attention call{queries.data() + from * padded,
+                             count,
+                             size,
+                             padded,
+                             first.data() + from,
+                             last.data() + from,
+                             table.data(),
+                             0,
+                             wide,
+                             mixed.data(),
+                             weights.data(),
+                             peak.data(),
+                             total.data()};
         with.attend(&call);
         for (size_t row = 0; row < count; ++row) std::fill_n(mixed.begin() + row * padded + size, padded - size, 0.0f);
     };
