@@ -34,6 +34,7 @@ class Setting:
     placed: float  # seconds
     prompt: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
+    batches: dict[int, list[float]] = field(default_factory=dict)  # decode of so many sequences, all their tokens
     bandwidth: list[float] = field(default_factory=list)  # bytes a second, read just before each decode
 
 
@@ -51,8 +52,11 @@ def main() -> None:
         for setting in settings:
             setting.prompt.append(_prompt_speed(setting.runner, prompt))
             setting.bandwidth.append(device.bandwidth(256 << 20, setting.threads, 3).median)
-            setting.decode.append(_decode_speed(setting.runner, prompt[:8], options.count))
-    needed = bytes_of_a_token(spec, options.head)
+            setting.decode.append(_decode_speed(setting.runner, prompt[:8], 1, options.count))
+            for size in options.batch:
+                speed = _decode_speed(setting.runner, prompt[:8], size, options.count // 8)
+                setting.batches.setdefault(size, []).append(speed)
+    needed = bytes_of_a_token(spec, options.isa, options.head)
     found = [_report(setting, needed, options) for setting in settings]
     print(json.dumps({"isa": options.isa, "head": options.head, "settings": found}))
 
@@ -64,6 +68,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--isa", choices=isas(), default=isas()[0])
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--count", type=int, default=128)
+    parser.add_argument("--batch", type=int, nargs="*", default=[8, 32])
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
@@ -78,20 +83,22 @@ def _prompt_speed(runner: Runner, prompt: np.ndarray) -> float:
     return len(prompt) / seconds
 
 
-def _decode_speed(runner: Runner, prompt: np.ndarray, count: int) -> float:
-    cache = runner.new_cache()
-    tokens = prompt
+def _decode_speed(runner: Runner, prompt: np.ndarray, sequences: int, count: int) -> float:
+    """The likeliest continuations of one prompt, so many at once, timed from the second token on."""
+    caches = [runner.new_cache() for _ in range(sequences)]
+    tokens = [prompt] * sequences
     for step in range(count + 1):
         if step == 1:
             begun = time.perf_counter()
-        (logits,) = runner.forward([Step(tokens, cache)])
-        tokens = np.array([np.argmax(logits)], np.int32)  # type: ignore[arg-type]  # "last" always gives logits
+        found = runner.forward([Step(ids, cache) for ids, cache in zip(tokens, caches, strict=True)])
+        tokens = [np.array([np.argmax(logits)], np.int32) for logits in found if logits is not None]
     seconds = time.perf_counter() - begun
-    cache.close()
-    return count / seconds
+    for cache in caches:
+        cache.close()
+    return count * sequences / seconds
 
 
-def _report(setting: Setting, needed: int, options: argparse.Namespace) -> dict[str, float]:
+def _report(setting: Setting, needed: int, options: argparse.Namespace) -> dict[str, object]:
     prompt, decode = statistics.median(setting.prompt), statistics.median(setting.decode)
     bandwidth = statistics.median(setting.bandwidth)
     print(
@@ -100,6 +107,9 @@ def _report(setting: Setting, needed: int, options: argparse.Namespace) -> dict[
         f"decode of {options.count} {decode:.1f} ({min(setting.decode):.1f} to {max(setting.decode):.1f}), "
         f"{needed * decode / 1e9:.1f} GB/s of {bandwidth / 1e9:.1f} measured, {needed * decode / bandwidth:.0%}"
     )
+    batches = {size: statistics.median(speeds) for size, speeds in setting.batches.items()}
+    for size, speed in batches.items():
+        print(f"    {size} sequences at once: {speed:.1f} tokens/s, {speed / decode:.2f} times one")
     return {
         "threads": setting.threads,
         "placed": setting.placed,
@@ -107,6 +117,7 @@ def _report(setting: Setting, needed: int, options: argparse.Namespace) -> dict[
         "decode": decode,
         "bandwidth": bandwidth,
         "share": needed * decode / bandwidth,
+        "batches": batches,
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from bitnet_core.model import Model, ModelSpec, Rope, Weight
 from bitnet_core.tensor import TernaryTensor
+from bitnet_quant.cpu import _native
 
 
 def bitnet_2b(layers: int = 30) -> ModelSpec:
@@ -45,7 +46,9 @@ def synthetic(spec: ModelSpec, seed: int = 0) -> Model:
     return Model(spec, weights)
 
 
-def bytes_of_a_token(spec: ModelSpec, head: str) -> int:
-    """Bytes of weights that a token's step must read: two bits a code, and the head."""
-    matrices = sum(rows * columns for rows, columns in spec.projections().values())
-    return spec.layers * matrices // 4 + spec.vocab_size * spec.hidden_size * (1 if head == "int8" else 2)
+def bytes_of_a_token(spec: ModelSpec, isa: str, head: str) -> int:
+    """Bytes of weights that a token's step must read in the order of these kernels."""
+    columns = _native.Kernels(isa).columns
+    of_a_block = 4 if columns == 16 else 2.5  # a row's bytes: two bits a digit, or five for three of them
+    matrices = sum(rows * -(-width // columns) * of_a_block for rows, width in spec.projections().values())
+    return round(spec.layers * matrices) + spec.vocab_size * spec.hidden_size * (1 if head == "int8" else 2)

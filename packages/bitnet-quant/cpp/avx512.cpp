@@ -23,7 +23,7 @@ __mmask16 first_lanes(size_t count) { return count >= 16 ? __mmask16(0xffff) : _
 // tokens. With few tokens the even and the odd fields have sums of their own, so that no sum waits for itself.
 template <size_t T>
 void two_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
-                  int32_t* out) {
+                   int32_t* out) {
     constexpr size_t chains = T <= 2 ? 2 : 1;
     const __m512i three = _mm512_set1_epi8(3);
     __m512i sums[chains][T][4];
@@ -37,7 +37,8 @@ void two_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t 
     for (size_t block = 0; block < blocks; ++block, group += 256, x += 16) {
         if (T <= 2)
 #pragma GCC unroll 4
-            for (size_t p = 0; p < 4; ++p) _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 64 * p, _MM_HINT_T0);
+            for (size_t p = 0; p < 4; ++p)
+                _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 64 * p, _MM_HINT_T0);
 #pragma GCC unroll 4
         for (size_t f = 0; f < 4; ++f) {
             __m512i digits[4];
@@ -66,7 +67,7 @@ void two_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t 
 }
 
 void two_bits(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
-             int32_t* out) {
+              int32_t* out) {
     switch (tokens) {
         case 1: return two_bits_tile<1>(group, blocks, x, stride, start, out);
         case 2: return two_bits_tile<2>(group, blocks, x, stride, start, out);
@@ -78,116 +79,7 @@ void two_bits(const uint8_t* group, size_t blocks, const int8_t* x, size_t strid
 }
 
 #if defined(__AVX512VBMI__)
-// How 40 bytes become 64 numbers of five bits, and each number three digits, whatever stands above its bits.
-struct Tables {
-    uint8_t spread[64], shifts[64], digits[3][64];
-};
-
-constexpr Tables make_tables() {
-    Tables tables{};
-    for (size_t i = 0; i < 64; ++i) {
-        tables.spread[i] = uint8_t(i / 8 * 5 + i % 8);  // eight numbers are five bytes: one quadword has them all
-        tables.shifts[i] = uint8_t(i % 8 * 5);
-        for (size_t f = 0, rest = i % 32; f < 3; ++f, rest /= 3) tables.digits[f][i] = uint8_t(rest % 3);
-    }
-    return tables;
-}
-
-alignas(64) constexpr Tables kTables = make_tables();
-
-// 64 rows times T tokens: the numbers of 16 rows become bytes, and each byte is looked up three times.
-
-__m512i numbers_of(const uint8_t* packed) {
-    const __m512i spread = _mm512_permutexvar_epi8(load(kTables.spread), _mm512_maskz_loadu_epi64(0x1f, packed));
-    return _mm512_multishift_epi64_epi8(load(kTables.shifts), spread);
-}
-
-// 64 rows times T tokens: the numbers of 16 rows become bytes, and each byte is looked up three times.
-template <size_t T>
-void five_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
-                    int32_t* out) {
-    constexpr size_t chains = T == 1 ? 3 : 1;  // one token alone would wait for its own sums
-    const __m512i digits[3] = {load(kTables.digits[0]), load(kTables.digits[1]), load(kTables.digits[2])};
-    __m512i sums[chains][T][4];
-#pragma GCC unroll 4
-    for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 4
-        for (size_t p = 0; p < 4; ++p) {
-            sums[0][t][p] = _mm512_set1_epi32(start[t]);
-            for (size_t c = 1; c < chains; ++c) sums[c][t][p] = _mm512_setzero_si512();
-        }
-    for (size_t block = 0; block < blocks; ++block, group += 160, x += 12) {
-#pragma GCC unroll 3
-        for (size_t line = 0; line < 3; ++line)
-            _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 64 * line, _MM_HINT_T0);
-        __m512i numbers[4];
-#pragma GCC unroll 4
-        for (size_t p = 0; p < 4; ++p) numbers[p] = numbers_of(group + 40 * p);
-#pragma GCC unroll 3
-        for (size_t f = 0; f < 3; ++f) {
-            __m512i weights[4];
-#pragma GCC unroll 4
-            for (size_t p = 0; p < 4; ++p) weights[p] = _mm512_permutexvar_epi8(numbers[p], digits[f]);
-#pragma GCC unroll 4
-            for (size_t t = 0; t < T; ++t) {
-                const __m512i inputs = broadcast4(x + t * stride + 4 * f);
-#pragma GCC unroll 4
-                for (size_t p = 0; p < 4; ++p) {
-                    __m512i& sum = sums[f % chains][t][p];
-                    sum = _mm512_dpbusd_epi32(sum, weights[p], inputs);
-                }
-            }
-        }
-    }
-#pragma GCC unroll 4
-    for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 4
-        for (size_t p = 0; p < 4; ++p) {
-            for (size_t c = 1; c < chains; ++c) sums[0][t][p] = _mm512_add_epi32(sums[0][t][p], sums[c][t][p]);
-            _mm512_storeu_si512(out + t * kRows + 16 * p, sums[0][t][p]);
-        }
-}
-
-void five_bits(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
-               int32_t* out) {
-    switch (tokens) {
-        case 1: return five_bits_tile<1>(group, blocks, x, stride, start, out);
-        case 2: return five_bits_tile<2>(group, blocks, x, stride, start, out);
-        case 3: return five_bits_tile<3>(group, blocks, x, stride, start, out);
-        case 4: return five_bits_tile<4>(group, blocks, x, stride, start, out);
-    }
-}
-
-// Three blocks of two bits from four of five, of which there are `blocks`: fours of columns that stood three to a
-// number stand four to a byte.
-void expand_blocks(const uint8_t* group, size_t blocks, size_t wide, uint8_t* out) {
-    const __m512i digits[3] = {load(kTables.digits[0]), load(kTables.digits[1]), load(kTables.digits[2])};
-    for (size_t p = 0; p < 4; ++p) {
-        __m512i numbers[4];
-#pragma GCC unroll 4
-        for (size_t i = 0; i < 4; ++i) {
-            _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 160 * i + 40 * p, _MM_HINT_T0);
-            numbers[i] = i < blocks ? numbers_of(group + 160 * i + 40 * p) : _mm512_setzero_si512();
-        }
-#pragma GCC unroll 3
-        for (size_t k = 0; k < 3; ++k) {
-            __m512i bytes = _mm512_setzero_si512();
-#pragma GCC unroll 4
-            for (size_t f = 0; f < 4; ++f) {
-                const size_t four = 4 * k + f;
-                const __m512i fields = _mm512_permutexvar_epi8(numbers[four / 3], digits[four % 3]);
-                bytes = _mm512_or_si512(bytes, _mm512_slli_epi32(fields, unsigned(2 * f)));
-            }
-            if (k < wide) _mm512_storeu_si512(out + 256 * k + 64 * p, bytes);
-        }
-    }
-}
-
-void expand(const uint8_t* group, size_t blocks, size_t wide, uint8_t* out) {
-    for (; blocks >= 4 && wide >= 3; blocks -= 4, wide -= 3, group += 4 * 160, out += 3 * 256)
-        expand_blocks(group, 4, 3, out);
-    if (wide) expand_blocks(group, blocks, wide, out);
-}
+#include "avx512_five_bits.h"
 #endif
 
 // Int8 weights become unsigned by adding 128; 128 times the sum of the inputs is taken off at the start.
@@ -285,8 +177,10 @@ template <Float kind>
 void dense_of(const uint8_t* data, size_t row_bytes, size_t rows, size_t columns, const float* x, size_t stride,
               size_t tokens, float* out) {
     size_t row = 0;
-    for (; row + 4 <= rows; row += 4) dense_rows<kind, 4>(data + row * row_bytes, row_bytes, columns, x, stride, tokens, out + row);
-    for (; row < rows; ++row) dense_rows<kind, 1>(data + row * row_bytes, row_bytes, columns, x, stride, tokens, out + row);
+    for (; row + 4 <= rows; row += 4)
+        dense_rows<kind, 4>(data + row * row_bytes, row_bytes, columns, x, stride, tokens, out + row);
+    for (; row < rows; ++row)
+        dense_rows<kind, 1>(data + row * row_bytes, row_bytes, columns, x, stride, tokens, out + row);
 }
 
 void dense(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_t columns, const float* x,
@@ -367,7 +261,8 @@ void split(const float* x, float scale, size_t count, size_t planes, int8_t* out
     __m512i total[3] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
     for (size_t i = 0; i < count; i += 16) {
         const __mmask16 lanes = first_lanes(count - i);
-        __m512i rest = _mm512_maskz_mov_epi32(lanes, rounded(_mm512_maskz_loadu_ps(lanes, x + i), factor, largest_of(planes)));
+        __m512i rest =
+            _mm512_maskz_mov_epi32(lanes, rounded(_mm512_maskz_loadu_ps(lanes, x + i), factor, largest_of(planes)));
         for (size_t plane = planes; plane-- > 0;) {
             const __m512i digits = _mm512_srai_epi32(_mm512_slli_epi32(rest, 24), 24);
             rest = _mm512_srai_epi32(_mm512_sub_epi32(rest, digits), 8);
@@ -381,7 +276,8 @@ void split(const float* x, float scale, size_t count, size_t planes, int8_t* out
 // To about an ulp and a half: 2 ** n times a polynomial in what is left. Comparisons let a NaN through.
 __m512 exponential(__m512 x) {
     x = _mm512_min_ps(_mm512_set1_ps(100.0f), _mm512_max_ps(_mm512_set1_ps(-110.0f), x));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
+                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
     __m512 p = _mm512_set1_ps(1.0f / 720);
@@ -421,7 +317,8 @@ void widen_of(const uint8_t* data, float scale, size_t count, float* out) {
     constexpr size_t width = kind == Float::f32 ? 4 : 2;
     for (size_t i = 0; i < count; i += 16) {
         const __mmask16 lanes = first_lanes(count - i);
-        _mm512_mask_storeu_ps(out + i, lanes, _mm512_mul_ps(stored<kind>(data + i * width, lanes), _mm512_set1_ps(scale)));
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              _mm512_mul_ps(stored<kind>(data + i * width, lanes), _mm512_set1_ps(scale)));
     }
 }
 
@@ -438,158 +335,35 @@ void narrow(const float* x, size_t count, uint16_t* out) {
     for (size_t i = 0; i < count; i += 16) {
         const __mmask16 lanes = first_lanes(count - i);
         const __m512 values = _mm512_max_ps(least, _mm512_min_ps(most, _mm512_maskz_loadu_ps(lanes, x + i)));
-        _mm256_mask_storeu_epi16(out + i, lanes, _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        _mm256_mask_storeu_epi16(out + i, lanes,
+                                 _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
 }
 
-// Elements from the `index`-th on of what a page holds: W for float32, else float16.
-template <bool W>
-__m512 held(const uint8_t* data, size_t index) {
-    if (W) return _mm512_loadu_ps(data + 4 * index);
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(data + 2 * index)));
-}
-
-// Scores of R rows at a page's 32 positions, which stand side by side.
-template <bool W, size_t R>
-void scores(const Attention& call, size_t row, const uint8_t* keys) {
-    __m512 sums[R][2];
-#pragma GCC unroll 8
-    for (size_t r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    const float* queries = call.queries + row * call.padded;
-    for (size_t i = 0; i < call.size; ++i) {
-        const __m512 low = held<W>(keys, i * kPositions), high = held<W>(keys, i * kPositions + 16);
-#pragma GCC unroll 8
-        for (size_t r = 0; r < R; ++r) {
-            const __m512 query = _mm512_set1_ps(queries[r * call.padded + i]);
-            sums[r][0] = _mm512_fmadd_ps(query, low, sums[r][0]);
-            sums[r][1] = _mm512_fmadd_ps(query, high, sums[r][1]);
-        }
-    }
-#pragma GCC unroll 8
-    for (size_t r = 0; r < R; ++r) {
-        _mm512_storeu_ps(call.weights + (row + r) * kPositions, sums[r][0]);
-        _mm512_storeu_ps(call.weights + (row + r) * kPositions + 16, sums[r][1]);
-    }
-}
-
-// Scores of one row as weights; what was mixed so far fades when a higher peak appears. Gives the fading.
-float soften(const Attention& call, size_t row, size_t from, size_t to) {
-    float* weights = call.weights + row * kPositions;
-    const uint32_t seen = uint32_t((uint64_t(1) << to) - (uint64_t(1) << from));
-    const __mmask16 a = __mmask16(seen), b = __mmask16(seen >> 16);
-    const __m512 never = _mm512_set1_ps(-__builtin_inff());
-    const __m512 low = _mm512_mask_loadu_ps(never, a, weights), high = _mm512_mask_loadu_ps(never, b, weights + 16);
-    const float old = call.peak[row], best = _mm512_reduce_max_ps(_mm512_max_ps(low, high));
-    const float peak = best > old ? best : old;
-    const __m512 level = _mm512_set1_ps(peak);
-    const __m512 first = _mm512_maskz_mov_ps(a, exponential(_mm512_sub_ps(low, level)));
-    const __m512 second = _mm512_maskz_mov_ps(b, exponential(_mm512_sub_ps(high, level)));
-    _mm512_storeu_ps(weights, first);
-    _mm512_storeu_ps(weights + 16, second);
-    const float fade = _mm512_cvtss_f32(exponential(_mm512_set1_ps(old - peak)));
-    call.peak[row] = peak;
-    call.total[row] = call.total[row] * fade + _mm512_reduce_add_ps(_mm512_add_ps(first, second));
-    return fade;
-}
-
-// Values of positions `from` to before `to`, weighted, onto what R rows have mixed: 32 elements at a time.
-template <bool W, size_t R, size_t V>
-void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t at, const float* fades, size_t from,
-              size_t to) {
-    __m512 sums[R][V];
-    float* mixed = call.mixed + row * call.padded + at;
-    const float* weights = call.weights + row * kPositions;
-#pragma GCC unroll 8
-    for (size_t r = 0; r < R; ++r)
-#pragma GCC unroll 2
-        for (size_t v = 0; v < V; ++v)
-            sums[r][v] = _mm512_mul_ps(_mm512_loadu_ps(mixed + r * call.padded + 16 * v), _mm512_set1_ps(fades[r]));
-    for (size_t position = from; position < to; ++position) {
-        __m512 value[V];
-#pragma GCC unroll 2
-        for (size_t v = 0; v < V; ++v) value[v] = held<W>(values, position * call.padded + at + 16 * v);
-#pragma GCC unroll 8
-        for (size_t r = 0; r < R; ++r) {
-            const __m512 weight = _mm512_set1_ps(weights[r * kPositions + position]);
-#pragma GCC unroll 2
-            for (size_t v = 0; v < V; ++v) sums[r][v] = _mm512_fmadd_ps(weight, value[v], sums[r][v]);
-        }
-    }
-#pragma GCC unroll 8
-    for (size_t r = 0; r < R; ++r)
-#pragma GCC unroll 2
-        for (size_t v = 0; v < V; ++v) _mm512_storeu_ps(mixed + r * call.padded + 16 * v, sums[r][v]);
-}
-
-template <bool W, size_t R>
-void mix(const Attention& call, size_t row, const uint8_t* values, const float* fades, size_t from, size_t to) {
-    size_t at = 0;
-    for (; at + 32 <= call.padded; at += 32) mix_part<W, R, 2>(call, row, values, at, fades, from, to);
-    if (at < call.padded) mix_part<W, R, 1>(call, row, values, at, fades, from, to);
-}
-
-// One page for R rows. Rows that see different parts of it are mixed one by one, so that what one does not see
-// cannot reach it, whatever it is.
-template <bool W, size_t R>
-void page_tile(const Attention& call, size_t row, size_t page, const uint8_t* keys) {
-    const int64_t start = int64_t(page * kPositions), end = start + int64_t(kPositions);
-    const uint8_t* values = keys + (W ? 4 : 2) * call.size * kPositions;
-    size_t from[R], to[R];
-    bool same = true;
-    for (size_t r = 0; r < R; ++r) {
-        const int64_t first = call.first[row + r], last = call.last[row + r];
-        from[r] = size_t((first > start ? first : start) - start);
-        to[r] = last <= start || first >= end ? 0 : size_t((last < end ? last : end) - start);
-        same = same && from[r] == from[0] && to[r] == to[0];
-    }
-    scores<W, R>(call, row, keys);
-    float fades[R];
-    for (size_t r = 0; r < R; ++r)
-        if (from[r] < to[r]) fades[r] = soften(call, row + r, from[r], to[r]);
-    if (same) {
-        if (from[0] < to[0]) mix<W, R>(call, row, values, fades, from[0], to[0]);
-        return;
-    }
-    for (size_t r = 0; r < R; ++r)
-        if (from[r] < to[r]) mix<W, 1>(call, row + r, values, fades + r, from[r], to[r]);
-}
-
-template <bool W>
-void attend_over(const Attention& call) {
-    int64_t first = call.first[0], last = call.last[0];
-    for (size_t row = 0; row < call.rows; ++row) {
-        first = call.first[row] < first ? call.first[row] : first;
-        last = call.last[row] > last ? call.last[row] : last;
-        call.peak[row] = -__builtin_inff();
-        call.total[row] = 0;
-        for (size_t i = 0; i < call.padded; i += 16) _mm512_storeu_ps(call.mixed + row * call.padded + i, _mm512_setzero_ps());
-    }
-    for (size_t page = size_t(first) / kPositions; page * kPositions < size_t(last); ++page) {
-        const uint8_t* keys = call.pages[page] + call.offset;
-        size_t row = 0;
-        for (; row + 8 <= call.rows; row += 8) page_tile<W, 8>(call, row, page, keys);
-        for (; row + 4 <= call.rows; row += 4) page_tile<W, 4>(call, row, page, keys);
-        for (; row < call.rows; ++row) page_tile<W, 1>(call, row, page, keys);
-    }
-    for (size_t row = 0; row < call.rows; ++row) {
-        const __m512 total = _mm512_set1_ps(call.total[row]);
-        for (size_t i = 0; i < call.padded; i += 16) {
-            float* mixed = call.mixed + row * call.padded + i;
-            _mm512_storeu_ps(mixed, _mm512_div_ps(_mm512_loadu_ps(mixed), total));
-        }
-    }
-}
-
-void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : attend_over<false>(*call); }
+#include "avx512_attention.h"
 
 }  // namespace
 
 #if defined(__AVX512VBMI__)
-const Kernels kAvx512Vbmi = {"avx512vbmi", Order::five_bits, 4, five_bits, expand, two_bits,
+const Kernels kAvx512Vbmi = {"avx512vbmi",
+                             Order::five_bits,
+                             4,
+                             five_bits,
+                             expand,
+                             two_bits,
 #else
 const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, nullptr,
 #endif
-                             bytes,    dense, finish,   norm,  largest, quantize,
-                             split,    activate, widen, narrow, attend};
+                             bytes,
+                             dense,
+                             finish,
+                             norm,
+                             largest,
+                             quantize,
+                             split,
+                             activate,
+                             widen,
+                             narrow,
+                             attend};
 
 }  // namespace bitnet

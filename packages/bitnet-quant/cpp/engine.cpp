@@ -7,11 +7,9 @@
 namespace bitnet {
 namespace {
 
-constexpr size_t kChunk = 192;     // tokens between two readings of the weights: their digits stay in the cache
-constexpr size_t kUnitRows = 64;   // queries that share a reading of keys and values
-constexpr float kFloor = 1e-5f;    // the least magnitude that a scale is made for
-
-size_t padded_to(size_t count, size_t unit) { return (count + unit - 1) / unit * unit; }
+constexpr size_t kChunk = 288;    // tokens between two readings of the weights: their digits stay in the cache
+constexpr size_t kUnitRows = 64;  // queries that share a reading of keys and values
+constexpr float kFloor = 1e-5f;   // the least magnitude that a scale is made for
 
 // Hands out parts of a block of memory, or counts what they would take.
 class Parts {
@@ -39,16 +37,16 @@ bool shares_inputs(const Matrix& a, const Matrix& b) {
     return !a.norm && !b.norm && a.kind == b.kind && a.planes == b.planes && a.extent.segments == b.extent.segments;
 }
 
-// A key among the positions of a page, which stand side by side.
-template <typename T>
-void put_column(T* keys, const T* key, size_t size, size_t slot) {
-    for (size_t i = 0; i < size; ++i) keys[i * kPositions + slot] = key[i];
-}
-
 }  // namespace
 
 Engine::Engine(const Kernels& kernels, size_t threads, const Shape& shape)
-    : kernels_(kernels), shape_(shape), pool_(threads), layers_(shape.layers), rows_(threads), groups_(threads), scores_(threads) {}
+    : kernels_(kernels),
+      shape_(shape),
+      pool_(threads),
+      layers_(shape.layers),
+      rows_(threads),
+      groups_(threads),
+      scores_(threads) {}
 
 void Engine::add_rope(std::vector<double> frequencies, double magnitude) {
     ropes_.push_back({std::move(frequencies), magnitude});
@@ -77,8 +75,8 @@ size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
     measure(head);
     Parts parts(memory);
     for (Inputs& inputs : inputs_)
-        inputs = {parts.take<float>(kChunk * columns), parts.take<int8_t>(kChunk * digits + kColumns), parts.take<float>(kChunk),
-                  parts.take<int32_t>(kChunk * starts)};
+        inputs = {parts.take<float>(kChunk * columns), parts.take<int8_t>(kChunk * digits + kColumns),
+                  parts.take<float>(kChunk), parts.take<int32_t>(kChunk * starts)};
     gate_ = parts.take<float>(kChunk * shape_.ffn);
     up_ = parts.take<float>(kChunk * shape_.ffn);
     change_ = parts.take<float>(kChunk * shape_.hidden);
@@ -86,9 +84,13 @@ size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
     for (size_t thread = 0; thread < pool_.threads(); ++thread) {
         groups_[thread] = parts.take<uint8_t>(kernels_.expand ? blocks * bytes_of(Order::two_bits) : 0);
         rows_[thread] = {parts.take<float>(widest), parts.take<float>(widest)};
-        scores_[thread] = {parts.take<float>(queries * padded), parts.take<float>(queries * padded),
-                           parts.take<float>(queries * kPositions), parts.take<float>(queries),
-                           parts.take<float>(queries), parts.take<int64_t>(queries), parts.take<int64_t>(queries)};
+        scores_[thread] = {parts.take<float>(queries * padded),
+                           parts.take<float>(queries * padded),
+                           parts.take<float>(queries * kPositions),
+                           parts.take<float>(queries),
+                           parts.take<float>(queries),
+                           parts.take<int64_t>(queries),
+                           parts.take<int64_t>(queries)};
     }
     return parts.used();
 }
@@ -122,7 +124,8 @@ void Engine::embed(const Matrix& embedding, const int32_t* ids, size_t tokens, f
     for (size_t token = 0; token < tokens; ++token, x += extent.columns) {
         const size_t row = size_t(ids[token]);
         if (embedding.kind == Matrix::Kind::dense)
-            kernels_.widen(embedding.data + row * row_bytes, embedding.stored, shape_.embedding_scale, extent.columns, x);
+            kernels_.widen(embedding.data + row * row_bytes, embedding.stored, shape_.embedding_scale, extent.columns,
+                           x);
         else
             unpack_row(embedding.data, extent, embedding.scale, embedding.scale_each, row, shape_.embedding_scale, x);
     }
@@ -172,7 +175,7 @@ void Engine::multiply_dense(const Work& work, size_t group, size_t token, size_t
 
 // Sums of some tokens over a group; over its expanded form, where there is one.
 void Engine::multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count,
-                           float* out) const {
+                           bool add, float* out, size_t stride) const {
     alignas(64) int32_t sums[kTokens * kRows];
     const Matrix& matrix = *work.matrix;
     const Extent& extent = matrix.extent;
@@ -185,13 +188,12 @@ void Engine::multiply_tile(const Work& work, size_t group, const uint8_t* expand
                           : ternary ? matrix.data + group * extent.group_bytes()
                                     : matrix.data + group * kRows * padded;
     for (size_t segment = 0; segment < extent.segments; ++segment) {
-        kernel(data + segment * step, blocks,
-               work.inputs->digits + first * padded + segment * extent.padded_segment(), padded, count * planes,
-               work.inputs->starts + segment * kChunk * planes + first, sums);
+        kernel(data + segment * step, blocks, work.inputs->digits + first * padded + segment * extent.padded_segment(),
+               padded, count * planes, work.inputs->starts + segment * kChunk * planes + first, sums);
         const float* scale = matrix.scale + (matrix.scale_each ? (segment * extent.groups() + group) * kRows : segment);
         for (size_t t = 0; t < count; ++t)
             kernels_.finish(sums + t * planes * kRows, planes, scale, matrix.scale_each,
-                            work.inputs->divisors[token + t], segment > 0, out + t * kRows);
+                            work.inputs->divisors[token + t], add || segment > 0, out + t * stride);
     }
 }
 
@@ -203,19 +205,28 @@ void Engine::multiply_group(size_t thread, const Work& work, size_t group, size_
     const bool expands = ternary && kernels_.expand && tokens * matrix.planes > 2 * kernels_.few;
     if (expands)
         for (size_t segment = 0; segment < extent.segments; ++segment)
-            kernels_.expand(matrix.data + group * extent.group_bytes() +
-                                segment * extent.blocks() * bytes_of(extent.order),
-                            extent.blocks(), blocks_expanded(extent),
-                            groups_[thread] + segment * blocks_expanded(extent) * bytes_of(Order::two_bits));
+            kernels_.expand(
+                matrix.data + group * extent.group_bytes() + segment * extent.blocks() * bytes_of(extent.order),
+                extent.blocks(), blocks_expanded(extent),
+                groups_[thread] + segment * blocks_expanded(extent) * bytes_of(Order::two_bits));
     const size_t most = (ternary && !expands ? kernels_.few : kTokens) / matrix.planes;
     const size_t tiles = (tokens + most - 1) / most, tile = (tokens + tiles - 1) / tiles;
+    // Whole groups go straight to where they belong; x plus 1 times a sum is x plus the sum.
+    const bool direct = matrix.kind != Matrix::Kind::dense && rows == kRows && !matrix.bias &&
+                        (!work.add || shape_.residual_scale == 1.0f);
     alignas(64) float sums[kTokens * kRows];
     for (size_t token = 0; token < tokens; token += tile) {
         const size_t count = std::min(tile, tokens - token);
+        const uint8_t* expanded = expands ? groups_[thread] : nullptr;
+        if (direct) {
+            multiply_tile(work, group, expanded, token, count, work.add, work.out + token * work.stride + first,
+                          work.stride);
+            continue;
+        }
         if (matrix.kind == Matrix::Kind::dense)
             multiply_dense(work, group, token, count, sums);
         else
-            multiply_tile(work, group, expands ? groups_[thread] : nullptr, token, count, sums);
+            multiply_tile(work, group, expanded, token, count, false, sums, kRows);
         for (size_t t = 0; t < count; ++t) {
             float *sum = sums + t * kRows, *out = work.out + (token + t) * work.stride + first;
             if (matrix.bias)
@@ -266,100 +277,6 @@ void Engine::project(size_t index, const float* x, float* queries, float* keys, 
             for (Work& part : work) part.out += count * part.stride;
             pool_.meet();
         }
-    });
-}
-
-size_t Engine::head_offset(size_t layer, size_t kv_head) const {
-    return (layer * shape_.kv_heads + kv_head) * head_bytes(shape_.head_size, shape_.wide_pages);
-}
-
-// One head at the position of a token of the batch, with its norm, if it has one.
-void Engine::turn(const Rope& rope, size_t token, const float* norm, const float* from, float* to) const {
-    if (norm)
-        kernels_.norm(from, norm, shape_.norm_eps, shape_.head_size, to);
-    else
-        std::memcpy(to, from, shape_.head_size * sizeof(float));
-    const size_t pairs = rope.frequencies.size();
-    const float *cosines = rope.cosines.data() + token * pairs, *sines = rope.sines.data() + token * pairs;
-    for (size_t pair = 0; pair < pairs; ++pair) {
-        const float first = to[pair], second = to[pair + pairs];
-        to[pair] = first * cosines[pair] - second * sines[pair];
-        to[pair + pairs] = second * cosines[pair] + first * sines[pair];
-    }
-}
-
-void Engine::write_token(size_t index, size_t token, const Sequence& sequence, const float* keys, const float* values) {
-    const Layer& layer = layers_[index];
-    const size_t size = shape_.head_size, padded = padded_to(size, 16);
-    const size_t position = size_t(sequence.start) + token - sequence.first, slot = position % kPositions;
-    uint8_t* page = pages_[sequence.table + position / kPositions];
-    float turned[kHead];
-    uint16_t half[kHead];
-    for (size_t kv_head = 0; kv_head < shape_.kv_heads; ++kv_head) {
-        const size_t at = (token * shape_.kv_heads + kv_head) * size;
-        uint8_t* to = page + head_offset(index, kv_head);
-        turn(ropes_[layer.rope], token, layer.vectors[kKNorm], keys + at, turned);
-        if (shape_.wide_pages) {
-            put_column(reinterpret_cast<float*>(to), turned, size, slot);
-            std::memcpy(to + 4 * (size * kPositions + slot * padded), values + at, size * sizeof(float));
-        } else {
-            kernels_.narrow(turned, size, half);
-            put_column(reinterpret_cast<uint16_t*>(to), half, size, slot);
-            kernels_.narrow(values + at, size, reinterpret_cast<uint16_t*>(to) + size * kPositions + slot * padded);
-        }
-    }
-}
-
-void Engine::attend_unit(size_t index, const Unit& unit, size_t kv_head, const float* queries, float* attended,
-                         const Scores& scratch) const {
-    const Layer& layer = layers_[index];
-    const Sequence& sequence = sequences_[unit.sequence];
-    const size_t size = shape_.head_size, padded = padded_to(size, 16), sharing = shape_.heads / shape_.kv_heads;
-    const auto place = [&](size_t row) {  // of a query among all of the batch
-        const size_t token = sequence.first + unit.first + row / sharing;
-        return (token * shape_.heads + kv_head * sharing + row % sharing) * size;
-    };
-    const size_t rows = unit.count * sharing;
-    for (size_t row = 0; row < rows; ++row) {
-        const size_t at = unit.first + row / sharing;
-        float* query = scratch.queries + row * padded;
-        turn(ropes_[layer.rope], sequence.first + at, layer.vectors[kQNorm], queries + place(row), query);
-        for (size_t i = 0; i < size; ++i) query[i] *= shape_.query_scale;
-        const int64_t position = sequence.start + int64_t(at);
-        scratch.first[row] = layer.window ? std::max<int64_t>(0, position - layer.window + 1) : 0;
-        scratch.last[row] = position + 1;
-    }
-    const Attention call{scratch.queries,
-                         rows,
-                         size,
-                         padded,
-                         scratch.first,
-                         scratch.last,
-                         pages_.data() + sequence.table,
-                         head_offset(index, kv_head),
-                         shape_.wide_pages,
-                         scratch.mixed,
-                         scratch.weights,
-                         scratch.peak,
-                         scratch.total};
-    kernels_.attend(&call);
-    for (size_t row = 0; row < rows; ++row)
-        std::memcpy(attended + place(row), scratch.mixed + row * padded, size * sizeof(float));
-}
-
-void Engine::attend(size_t layer, const float* queries, const float* keys, const float* values, float* attended) {
-    next_.store(0, std::memory_order_relaxed);
-    pool_.run([&](size_t thread) {
-        const auto [from, to] = share(tokens_, thread);
-        for (const Sequence& sequence : sequences_)
-            for (size_t token = std::max(from, sequence.first); token < std::min(to, sequence.first + sequence.count);
-                 ++token)
-                write_token(layer, token, sequence, keys, values);
-        pool_.meet();
-        const size_t heads = shape_.kv_heads;
-        // The last units of a sequence see the most: they go first, so that none is left to wait for.
-        for (size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < units_.size() * heads;)
-            attend_unit(layer, units_[units_.size() - 1 - i / heads], i % heads, queries, attended, scores_[thread]);
     });
 }
 

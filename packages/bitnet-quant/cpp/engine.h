@@ -15,6 +15,8 @@
 
 namespace bitnet {
 
+inline size_t padded_to(size_t count, size_t unit) { return (count + unit - 1) / unit * unit; }
+
 // What the operations need to know of a model.
 struct Shape {
     size_t hidden = 0, ffn = 0, layers = 0, heads = 0, kv_heads = 0, head_size = 0;
@@ -64,7 +66,7 @@ struct Sequence {
 
 // Bytes of keys and values of one head in a page; heads of a layer, then layers, follow each other.
 inline size_t head_bytes(size_t head_size, bool wide) {
-    return (wide ? 4 : 2) * kPositions * (head_size + (head_size + 15) / 16 * 16);
+    return (wide ? 4 : 2) * kPositions * (head_size + padded_to(head_size, 16));
 }
 
 class Engine {
@@ -106,13 +108,13 @@ private:
         const Inputs* inputs;
         float* out;  // (tokens, stride)
         size_t stride;
-        bool add;    // to what stands there, times the residual scale
+        bool add;  // to what stands there, times the residual scale
     };
     struct Scores {  // one thread's part of attention
         float *queries, *mixed, *weights, *peak, *total;
         int64_t *first, *last;
     };
-    struct Unit {    // tokens of one sequence that attend together
+    struct Unit {  // tokens of one sequence that attend together
         size_t sequence, first, count;
     };
     using Range = std::pair<size_t, size_t>;
@@ -123,8 +125,8 @@ private:
     void quantize(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token) const;
     void multiply(size_t thread, std::span<const Work> work, size_t tokens) const;
     void multiply_group(size_t thread, const Work& work, size_t group, size_t tokens) const;
-    void multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count,
-                       float* out) const;
+    void multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count, bool add,
+                       float* out, size_t stride) const;
     void multiply_dense(const Work& work, size_t group, size_t token, size_t count, float* out) const;
     void finish_residual(size_t thread, Matrix& matrix, const Inputs& inputs, const float* post, float* x,
                          size_t tokens);

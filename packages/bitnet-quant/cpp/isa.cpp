@@ -1,6 +1,7 @@
 #include "isa.h"
 
 #include <cstdint>
+#include <initializer_list>
 
 #if defined(BITNET_X86)
 #if defined(_MSC_VER)

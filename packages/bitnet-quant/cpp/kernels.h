@@ -15,10 +15,10 @@ namespace bitnet {
 // bits, low bits first, of which number 4 * r + j is the sum of 3 ** f times the digit at column 4 * f + j, f = 0 to 2.
 // Int8 matrices: for every 4 columns a group has 256 bytes, of which byte 4 * r + j is row r at column j.
 constexpr size_t kRows = 64;
-constexpr size_t kColumns = 16;   // that int8 matrices are padded to
-constexpr size_t kTokens = 6;     // the most tokens of a tile
-constexpr size_t kPositions = 32; // of a page
-constexpr size_t kHead = 256;     // the largest head
+constexpr size_t kColumns = 16;    // that int8 matrices are padded to
+constexpr size_t kTokens = 6;      // the most tokens of a tile
+constexpr size_t kPositions = 32;  // of a page
+constexpr size_t kHead = 256;      // the largest head
 
 enum class Order : uint8_t { two_bits, five_bits };
 
@@ -41,19 +41,19 @@ struct Attention {
     const int64_t* first;  // of each row: the positions that it sees, from first to before last
     const int64_t* last;
     uint8_t* const* pages;
-    size_t offset;         // bytes from a page's address to the keys
-    bool wide;             // float32
-    float* mixed;          // (rows, padded), the result
-    float* weights;        // (rows, kPositions), scratch
-    float* peak;           // (rows), scratch
-    float* total;          // (rows), scratch
+    size_t offset;   // bytes from a page's address to the keys
+    bool wide;       // float32
+    float* mixed;    // (rows, padded), the result
+    float* weights;  // (rows, kPositions), scratch
+    float* peak;     // (rows), scratch
+    float* total;    // (rows), scratch
 };
 
 struct Kernels {
     const char* name;
     Order order;  // of ternary matrices
 
-    size_t few;   // the most tokens that `ternary` takes at once
+    size_t few;  // the most tokens that `ternary` takes at once
 
     // Ternary: out (tokens, 64) = start + the sums of digits (unsigned) times int8, over `blocks` of columns.
     void (*ternary)(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens,

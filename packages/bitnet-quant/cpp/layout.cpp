@@ -24,7 +24,9 @@ void unpack_adjacent(const uint8_t* from, size_t bytes, uint8_t* out) {
 
 // Five base-3 digits a byte, four in the last four bytes: times 3 ** k, a digit is what three times it overflows.
 void unpack_tq1(const uint8_t* from, uint8_t* out) {
-    constexpr struct { size_t start, length, at, count; } runs[] = {{0, 32, 0, 5}, {160, 16, 32, 5}, {240, 4, 48, 4}};
+    constexpr struct {
+        size_t start, length, at, count;
+    } runs[] = {{0, 32, 0, 5}, {160, 16, 32, 5}, {240, 4, 48, 4}};
     for (const auto& run : runs) {
         unsigned power = 1;
         for (size_t k = 0; k < run.count; ++k, power *= 3)
@@ -82,35 +84,41 @@ void unpack_digits(Wire wire, const Stored& from, const Extent& extent, size_t r
     }
 }
 
-// Digits of one row, padded, into its place in a group; gives what is not zero if a digit is 3.
-uint32_t place_two_bits(const uint8_t* digits, size_t columns, size_t row, uint8_t* group) {
+// Digits of two rows, padded, into their places in a group; gives what is not zero if a digit is 3.
+uint32_t place_two_bits(const uint8_t* const (&rows)[2], size_t columns, size_t row, uint8_t* group) {
     uint32_t all = 0;
     uint8_t* at = group + 4 * row;
     for (size_t column = 0; column < columns; column += 16, at += 256) {
-        uint32_t fields[4];
-        std::memcpy(fields, digits + column, sizeof fields);
-        const uint32_t packed = fields[0] | fields[1] << 2 | fields[2] << 4 | fields[3] << 6;
-        all |= packed & packed >> 1;
-        std::memcpy(at, &packed, sizeof packed);
+        uint32_t packed[2];
+        for (size_t i = 0; i < 2; ++i) {
+            uint32_t fields[4];
+            std::memcpy(fields, rows[i] + column, sizeof fields);
+            packed[i] = fields[0] | fields[1] << 2 | fields[2] << 4 | fields[3] << 6;
+            all |= packed[i] & packed[i] >> 1;
+        }
+        std::memcpy(at, packed, sizeof packed);
     }
     return all & 0x55555555;  // both bits of a digit
 }
 
-// Four numbers of five bits are half of the five bytes that two rows share: the bits that are there already stay.
-uint32_t place_five_bits(const uint8_t* digits, size_t columns, size_t row, uint8_t* group) {
+// Four numbers of each row make the forty bits that the two share.
+uint32_t place_five_bits(const uint8_t* const (&rows)[2], size_t columns, size_t row, uint8_t* group) {
     uint32_t all = 0;
-    const int half = int(row % 2) * 4;  // the second row begins in the middle of a byte
-    uint8_t* at = group + row / 16 * 40 + row % 16 / 2 * 5 + (half ? 2 : 0);
+    uint8_t* at = group + row / 16 * 40 + row % 16 / 2 * 5;
     for (size_t column = 0; column < columns; column += 12, at += 160) {
-        uint32_t fields[3];
-        std::memcpy(fields, digits + column, sizeof fields);
-        for (uint32_t field : fields) all |= field & field >> 1;
-        const uint32_t numbers = fields[0] + 3 * fields[1] + 9 * fields[2];  // no byte of it passes 26, or it is refused
-        const uint32_t packed = (numbers & 31) | (numbers >> 8 & 31) << 5 | (numbers >> 16 & 31) << 10 | (numbers >> 24 & 31) << 15;
-        const uint32_t placed = packed << half;
-        at[0] = uint8_t(at[0] | placed);
-        at[1] = uint8_t(at[1] | placed >> 8);
-        at[2] = uint8_t(at[2] | placed >> 16);
+        uint64_t packed[2];
+        for (size_t i = 0; i < 2; ++i) {
+            uint32_t fields[3];
+            std::memcpy(fields, rows[i] + column, sizeof fields);
+            all |= (fields[0] & fields[0] >> 1) | (fields[1] & fields[1] >> 1) | (fields[2] & fields[2] >> 1);
+            const uint32_t numbers = fields[0] + 3 * fields[1] + 9 * fields[2];  // a byte each, at most 39
+            const uint32_t pairs = (numbers & 0x001f001f) | (numbers & 0x1f001f00) >> 3;
+            packed[i] = (pairs & 0x3ff) | (pairs >> 16) << 10;
+        }
+        const uint64_t both = packed[0] | packed[1] << 20;
+        const uint32_t low = uint32_t(both);
+        std::memcpy(at, &low, sizeof low);
+        at[4] = uint8_t(both >> 32);
     }
     return all & 0x01010101;
 }
@@ -137,27 +145,25 @@ bool wire_of(std::string_view name, Wire& found) {
 
 bool pack_ternary(Pool& pool, Wire wire, const Stored& from, const Extent& extent, uint8_t* out) {
     std::atomic<bool> sound{true};
-    const size_t scratch = extent.columns + extent.padded() + 256;
+    const size_t padded = extent.padded(), scratch = extent.columns + 2 * padded + 256;
     const auto place = extent.order == Order::two_bits ? place_two_bits : place_five_bits;
-    std::vector<uint8_t> rows(pool.threads() * scratch);
+    std::vector<uint8_t> spares(pool.threads() * scratch);
     pool.run([&](size_t thread) {
-        uint8_t *digits = rows.data() + thread * scratch, *padded = digits + extent.columns;
-        uint8_t* spare = padded + extent.padded();
+        uint8_t* digits = spares.data() + thread * scratch;
+        uint8_t* const rows[2] = {digits + extent.columns, digits + extent.columns + padded};
         const size_t groups = extent.groups();
         uint32_t wrong = 0;
-        for (size_t group = groups * thread / pool.threads(); group < groups * (thread + 1) / pool.threads(); ++group) {
-            uint8_t* to = out + group * extent.group_bytes();
-            std::memset(to, 0, extent.group_bytes());
-            for (size_t r = 0; r < kRows; ++r) {
-                const size_t row = group * kRows + r;
-                if (row < extent.rows) {
-                    unpack_digits(wire, from, extent, row, digits, spare);
-                    pad_segments(digits, extent, padded);
+        for (size_t row = groups * thread / pool.threads() * kRows;
+             row < groups * (thread + 1) / pool.threads() * kRows; row += 2) {
+            for (size_t i = 0; i < 2; ++i) {
+                if (row + i < extent.rows) {
+                    unpack_digits(wire, from, extent, row + i, digits, rows[1] + padded);
+                    pad_segments(digits, extent, rows[i]);
                 } else {
-                    std::memset(padded, 1, extent.padded());
+                    std::memset(rows[i], 1, padded);
                 }
-                wrong |= place(padded, extent.padded(), r, to);
             }
+            wrong |= place({rows[0], rows[1]}, padded, row % kRows, out + row / kRows * extent.group_bytes());
         }
         if (wrong) sound.store(false, std::memory_order_relaxed);
     });

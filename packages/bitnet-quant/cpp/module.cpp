@@ -1,6 +1,4 @@
 // What Python sees: typed arrays in, everything checked before a pointer is used, and the work without the lock.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -8,62 +6,21 @@
 #include <algorithm>
 #include <mutex>
 #include <optional>
-#include <stdexcept>
 #include <string>
 
+#include "arrays.h"
 #include "engine.h"
-#include "isa.h"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace bitnet {
+
+void define_kernels(nb::module_& module);  // in kernel_table.cpp
+
 namespace {
 
-template <typename T, size_t Dimensions>
-using Array = nb::ndarray<T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 using Released = nb::call_guard<nb::gil_scoped_release>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
-
-void require(bool fits, const std::string& message) {
-    if (!fits) throw nb::value_error(message.c_str());
-}
-
-// A size that an array must have; the message names the array.
-void require_size(const char* name, size_t size, size_t expected) {
-    require(size == expected,
-            std::string(name) + ": expected " + std::to_string(expected) + " elements, got " + std::to_string(size));
-}
-
-template <typename T>
-void require_shape(const char* name, const Array<T, 2>& array, size_t rows, size_t columns) {
-    require(array.shape(0) == rows && array.shape(1) == columns,
-            std::string(name) + ": expected shape (" + std::to_string(rows) + ", " + std::to_string(columns) +
-                "), got (" + std::to_string(array.shape(0)) + ", " + std::to_string(array.shape(1)) + ")");
-}
-
-const Kernels& kernels_of(const std::string& name) {
-    std::string names;
-    for (const Kernels* kernels : usable()) {
-        if (name == kernels->name) return *kernels;
-        names += (names.empty() ? "" : ", ") + std::string(kernels->name);
-    }
-    throw nb::value_error(("no instruction set '" + name + "' here; there are " + names).c_str());
-}
-
-template <typename T>
-T choice(const std::string& name, std::initializer_list<const char*> names) {
-    size_t index = 0;
-    for (const char* known : names) {
-        if (name == known) return T(index);
-        ++index;
-    }
-    throw nb::value_error(("unknown name '" + name + "'").c_str());
-}
-
-Float float_of(const std::string& name) { return choice<Float>(name, {"float16", "bfloat16", "float32"}); }
-Gate gate_of(const std::string& name) { return choice<Gate>(name, {"relu2", "silu", "gelu"}); }
-size_t width_of(Float kind) { return kind == Float::f32 ? 4 : 2; }
 
 Extent extent_of(size_t rows, size_t columns, size_t segments, Order order = Order::two_bits) {
     require(rows && columns && segments && columns % segments == 0,
@@ -97,7 +54,8 @@ Placed dense_matrix(Array<const uint8_t, 1> data, const std::string& kind, size_
 // The engine with all that it points into. Calls exclude each other: one that waits for another is slow, not wrong.
 class Runner {
 public:
-    Runner(const std::string& isa, size_t threads, const Shape& shape) : engine_(checked(isa, threads, shape), threads, shape) {}
+    Runner(const std::string& isa, size_t threads, const Shape& shape)
+        : engine_(checked(isa, threads, shape), threads, shape) {}
 
     Engine& engine() { return engine_; }
 
@@ -139,15 +97,15 @@ public:
             matrix.bias = bias->data();
             keep(nb::ndarray<>(*bias));
         }
-        for (const nb::ndarray<>& owner : placed.owners)
-            keep(owner);
+        for (const nb::ndarray<>& owner : placed.owners) keep(owner);
         engine_.layer(layer).matrices[which] = matrix;
     }
 
     void set_vector(size_t layer, size_t which, Array<const float, 1> values) {
         const Shape& shape = engine_.shape();
-        const size_t sizes[] = {shape.hidden,    shape.hidden,    shape.heads * shape.head_size, shape.ffn,
-                                shape.head_size, shape.head_size, shape.hidden,                  shape.hidden};
+        const size_t sizes[] = {shape.hidden, shape.hidden,    shape.heads * shape.head_size,
+                                shape.ffn,    shape.head_size, shape.head_size,
+                                shape.hidden, shape.hidden};
         require(layer < shape.layers && which < kVectors, "no such layer or norm");
         require_size("values", values.size(), sizes[which]);
         engine_.layer(layer).vectors[which] = values.data();
@@ -166,8 +124,7 @@ public:
         head_ = head.matrix;
         norm_ = norm.data();
         for (const Placed* placed : {&embedding, &head})
-            for (const nb::ndarray<>& owner : placed->owners)
-                keep(owner);
+            for (const nb::ndarray<>& owner : placed->owners) keep(owner);
         keep(nb::ndarray<>(norm));
     }
 
@@ -203,7 +160,8 @@ public:
         require(sequences.shape(1) == 3, "sequences: expected three columns");
         for (size_t i = 0; i < sequences.shape(0); ++i) {
             const int64_t *row = sequences.data() + 3 * i, held = row[1] + row[2];
-            require(row[0] == int64_t(tokens) && row[1] > 0 && row[2] >= 0, "sequences: rows, counts and starts do not fit");
+            require(row[0] == int64_t(tokens) && row[1] > 0 && row[2] >= 0,
+                    "sequences: rows, counts and starts do not fit");
             found.push_back({size_t(row[0]), size_t(row[1]), row[2], table});
             tokens += size_t(row[1]);
             table += (size_t(held) + kPositions - 1) / kPositions;
@@ -219,7 +177,8 @@ public:
         check_ready();
         require_shape("x", x, ids.size(), engine_.shape().hidden);
         for (size_t i = 0; i < ids.size(); ++i)
-            require(ids.data()[i] >= 0 && size_t(ids.data()[i]) < embedding_.extent.rows, "a token is not in the vocabulary");
+            require(ids.data()[i] >= 0 && size_t(ids.data()[i]) < embedding_.extent.rows,
+                    "a token is not in the vocabulary");
         const std::lock_guard<std::mutex> lock(mutex_);
         engine_.embed(embedding_, ids.data(), ids.size(), x.data());
     }
@@ -278,7 +237,8 @@ public:
         engine_.head(head_, states.data(), states.shape(0), logits.data());
     }
 
-    bool pack(Bytes from, const std::string& wire, Array<uint8_t, 1> out, size_t rows, size_t columns, size_t segments) {
+    bool pack(Bytes from, const std::string& wire, Array<uint8_t, 1> out, size_t rows, size_t columns,
+              size_t segments) {
         const Extent extent = extent_of(rows, columns, segments, engine_.kernels().order);
         Wire found;
         require(wire_of(wire, found), "no layout '" + wire + "' in the kernels");
@@ -331,7 +291,8 @@ private:
         for (size_t i = 0; i < engine_.shape().layers; ++i) {
             const Layer& layer = engine_.layer(i);
             for (const Matrix& matrix : layer.matrices)
-                require(matrix.kind != Matrix::Kind::none, "a projection of layer " + std::to_string(i) + " is not set");
+                require(matrix.kind != Matrix::Kind::none,
+                        "a projection of layer " + std::to_string(i) + " is not set");
             require(layer.vectors[kAttnNorm] && layer.vectors[kFfnNorm] && layer.rope < engine_.ropes(),
                     "a norm or the rope of layer " + std::to_string(i) + " is not set");
         }
@@ -355,15 +316,17 @@ private:
 
 void define_runner(nb::module_& module) {
     nb::class_<Shape>(module, "Shape")
-        .def("__init__",
-             [](Shape* self, size_t hidden, size_t ffn, size_t layers, size_t heads, size_t kv_heads, size_t head_size,
-                const std::string& gate, bool wide_pages, double norm_eps, double sub_norm_eps, float query_scale,
-                float embedding_scale, float residual_scale) {
-                 new (self) Shape{hidden,   ffn,          layers,      heads,           kv_heads,      head_size, gate_of(gate), wide_pages,
-                                  norm_eps, sub_norm_eps, query_scale, embedding_scale, residual_scale};
-             },
-             nb::kw_only(), "hidden"_a, "ffn"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_size"_a, "gate"_a,
-             "wide_pages"_a, "norm_eps"_a, "sub_norm_eps"_a, "query_scale"_a, "embedding_scale"_a, "residual_scale"_a);
+        .def(
+            "__init__",
+            [](Shape* self, size_t hidden, size_t ffn, size_t layers, size_t heads, size_t kv_heads, size_t head_size,
+               const std::string& gate, bool wide_pages, double norm_eps, double sub_norm_eps, float query_scale,
+               float embedding_scale, float residual_scale) {
+                new (self) Shape{hidden,        ffn,        layers,   heads,        kv_heads,    head_size,
+                                 gate_of(gate), wide_pages, norm_eps, sub_norm_eps, query_scale, embedding_scale,
+                                 residual_scale};
+            },
+            nb::kw_only(), "hidden"_a, "ffn"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_size"_a, "gate"_a,
+            "wide_pages"_a, "norm_eps"_a, "sub_norm_eps"_a, "query_scale"_a, "embedding_scale"_a, "residual_scale"_a);
     nb::class_<Placed>(module, "Matrix")
         .def_static("bytes", bytes_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
                     "columns"_a)
@@ -395,113 +358,6 @@ void define_runner(nb::module_& module) {
         .def("feed", &Runner::feed, Released(), "layer"_a, "x"_a.noconvert())
         .def("states", &Runner::states, Released(), "x"_a.noconvert(), "rows"_a.noconvert(), "out"_a.noconvert())
         .def("head", &Runner::head, Released(), "states"_a.noconvert(), "logits"_a.noconvert());
-}
-
-// The kernels one by one, for the tests that compare them.
-void define_kernels(nb::module_& module) {
-    using Table = const Kernels*;
-    struct Handle {
-        Table table;
-    };
-    using Sums = void (*)(const uint8_t*, size_t, const int8_t*, size_t, size_t, const int32_t*, int32_t*);
-    static constexpr auto sums = [](Sums kernel, size_t most, size_t unit, size_t bytes, const Array<const uint8_t, 1>& data,
-                                    const Array<const int8_t, 2>& x, const Array<const int32_t, 1>& starts,
-                                    const Array<int32_t, 2>& out) {
-        const size_t tokens = x.shape(0), blocks = x.shape(1) / unit;
-        require(tokens >= 1 && tokens <= most && x.shape(1) % unit == 0,
-                "x: 1 to " + std::to_string(most) + " tokens of whole blocks");
-        require_size("data", data.size(), blocks * bytes);
-        require_size("starts", starts.size(), tokens);
-        require_shape("out", out, tokens, kRows);
-        kernel(data.data(), blocks, x.data(), x.shape(1), tokens, starts.data(), out.data());
-    };
-    nb::class_<Handle>(module, "Kernels")
-        .def("__init__", [](Handle* self, const std::string& isa) { new (self) Handle{&kernels_of(isa)}; }, "isa"_a)
-        .def_prop_ro("few", [](Handle self) { return self.table->few; })
-        .def_prop_ro("columns", [](Handle self) { return columns_of(self.table->order); })
-        .def("ternary",
-             [](Handle self, Array<const uint8_t, 1> data, Array<const int8_t, 2> x, Array<const int32_t, 1> starts,
-                Array<int32_t, 2> out) {
-                 const Order order = self.table->order;
-                 sums(self.table->ternary, self.table->few, columns_of(order), bytes_of(order), data, x, starts, out);
-             },
-             "data"_a.noconvert(), "x"_a.noconvert(), "starts"_a.noconvert(), "out"_a.noconvert())
-        .def("expand",
-             [](Handle self, Array<const uint8_t, 1> data, Array<uint8_t, 1> out) {
-                 require(self.table->expand, "the order of these kernels is of two bits already");
-                 const size_t blocks = data.size() / bytes_of(self.table->order);
-                 const size_t wide = out.size() / bytes_of(Order::two_bits);
-                 require_size("data", data.size(), blocks * bytes_of(self.table->order));
-                 require_size("out", out.size(), wide * bytes_of(Order::two_bits));
-                 self.table->expand(data.data(), blocks, wide, out.data());
-             },
-             "data"_a.noconvert(), "out"_a.noconvert())
-        .def("bytes",
-             [](Handle self, Array<const uint8_t, 1> data, Array<const int8_t, 2> x, Array<const int32_t, 1> starts,
-                Array<int32_t, 2> out) { sums(self.table->bytes, kTokens, kColumns, kRows * kColumns, data, x, starts, out); },
-             "data"_a.noconvert(), "x"_a.noconvert(), "starts"_a.noconvert(), "out"_a.noconvert())
-        .def("dense",
-             [](Handle self, Array<const uint8_t, 2> data, const std::string& kind, Array<const float, 2> x,
-                Array<float, 2> out) {
-                 const Float stored = float_of(kind);
-                 require(data.shape(0) <= kRows && x.shape(0) >= 1 && x.shape(0) <= kTokens, "at most 64 rows, 6 tokens");
-                 require_size("columns", data.shape(1), x.shape(1) * width_of(stored));
-                 require_shape("out", out, x.shape(0), kRows);
-                 self.table->dense(data.data(), stored, data.shape(1), data.shape(0), x.shape(1), x.data(), x.shape(1),
-                                   x.shape(0), out.data());
-             },
-             "data"_a.noconvert(), "kind"_a, "x"_a.noconvert(), "out"_a.noconvert())
-        .def("finish",
-             [](Handle self, Array<const int32_t, 2> values, Array<const float, 1> scale, float divisor, bool add,
-                Array<float, 1> out) {
-                 require_shape("sums", values, values.shape(0), kRows);
-                 require(values.shape(0) >= 1 && (scale.size() == 1 || scale.size() == kRows), "one scale, or 64");
-                 require_size("out", out.size(), kRows);
-                 self.table->finish(values.data(), values.shape(0), scale.data(), scale.size() > 1, divisor, add, out.data());
-             },
-             "sums"_a.noconvert(), "scale"_a.noconvert(), "divisor"_a, "add"_a, "out"_a.noconvert())
-        .def("norm",
-             [](Handle self, Array<const float, 1> x, Array<const float, 1> weight, double eps, Array<float, 1> out) {
-                 require_size("weight", weight.size(), x.size());
-                 require_size("out", out.size(), x.size());
-                 self.table->norm(x.data(), weight.data(), eps, x.size(), out.data());
-             },
-             "x"_a.noconvert(), "weight"_a.noconvert(), "eps"_a, "out"_a.noconvert())
-        .def("largest", [](Handle self, Array<const float, 1> x) { return self.table->largest(x.data(), x.size()); },
-             "x"_a.noconvert())
-        .def("quantize",
-             [](Handle self, Array<const float, 1> x, float scale, Array<int8_t, 1> out) {
-                 require_size("out", out.size(), x.size());
-                 return self.table->quantize(x.data(), scale, x.size(), out.data());
-             },
-             "x"_a.noconvert(), "scale"_a, "out"_a.noconvert())
-        .def("split",
-             [](Handle self, Array<const float, 1> x, float scale, Array<int8_t, 2> out) {
-                 const size_t planes = out.shape(0) == 2 ? 2 : 3;
-                 require_shape("out", out, planes, x.size());
-                 std::vector<int32_t> found(planes);
-                 self.table->split(x.data(), scale, x.size(), planes, out.data(), x.size(), found.data());
-                 return found;
-             },
-             "x"_a.noconvert(), "scale"_a, "out"_a.noconvert())
-        .def("activate",
-             [](Handle self, const std::string& kind, Array<float, 1> gate, Array<const float, 1> up) {
-                 require_size("up", up.size(), gate.size());
-                 self.table->activate(gate_of(kind), gate.data(), up.data(), gate.size());
-             },
-             "kind"_a, "gate"_a.noconvert(), "up"_a.noconvert())
-        .def("widen",
-             [](Handle self, Array<const uint8_t, 1> data, const std::string& kind, float scale, Array<float, 1> out) {
-                 require_size("data", data.size(), out.size() * width_of(float_of(kind)));
-                 self.table->widen(data.data(), float_of(kind), scale, out.size(), out.data());
-             },
-             "data"_a.noconvert(), "kind"_a, "scale"_a, "out"_a.noconvert())
-        .def("narrow",
-             [](Handle self, Array<const float, 1> x, Array<uint16_t, 1> out) {
-                 require_size("out", out.size(), x.size());
-                 self.table->narrow(x.data(), x.size(), out.data());
-             },
-             "x"_a.noconvert(), "out"_a.noconvert());
 }
 
 }  // namespace

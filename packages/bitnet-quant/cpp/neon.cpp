@@ -1,4 +1,4 @@
-// Sums of integers on Arm. neondotprod.cpp and neoni8mm.cpp are the same with dot products of four bytes, and with
+// Sums of integers on Arm. neon_dotprod.cpp and neon_i8mm.cpp are the same with dot products of four bytes, and with
 // products of matrices of two rows of eight. Only the table may leave this file: see kernels.h.
 #include "neon.h"
 
@@ -13,7 +13,9 @@ constexpr size_t kAhead = 4096;  // bytes between what is multiplied and what is
 enum class Block { ternary, int8 };
 
 template <Block B>
-constexpr size_t block_bytes() { return B == Block::ternary ? 256 : 1024; }
+constexpr size_t block_bytes() {
+    return B == Block::ternary ? 256 : 1024;
+}
 
 // Four rows at four columns, 4 * F to 4 * F + 3 of the block.
 template <Block B, int F>
@@ -22,9 +24,12 @@ int8x16_t weights_at(const uint8_t* block) {
         return vreinterpretq_s8_u8(vld1q_u8(block + 256 * F));
     } else {
         const uint8x16_t packed = vld1q_u8(block);
-        if constexpr (F == 0) return vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(3)));
-        else if constexpr (F == 3) return vreinterpretq_s8_u8(vshrq_n_u8(packed, 6));
-        else return vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(packed, 2 * F), vdupq_n_u8(3)));
+        if constexpr (F == 0)
+            return vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(3)));
+        else if constexpr (F == 3)
+            return vreinterpretq_s8_u8(vshrq_n_u8(packed, 6));
+        else
+            return vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(packed, 2 * F), vdupq_n_u8(3)));
     }
 }
 
@@ -68,10 +73,12 @@ void tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, c
 // Sums of products of a digit are at most 2 * 128 in size each: sixteen bits hold 127 of them. Two products of int8
 // may be as large as that already.
 template <Block B>
-constexpr size_t run_of() { return B == Block::ternary ? 31 : 1; }
+constexpr size_t run_of() {
+    return B == Block::ternary ? 31 : 1;
+}
 
 struct Halves {
-    int16x8_t low, high;    // of two rows each: four sums of a row, side by side
+    int16x8_t low, high;  // of two rows each: four sums of a row, side by side
 };
 
 template <Block B, int F>
@@ -126,7 +133,7 @@ void tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, c
     for (size_t p = 0; p < P; p += width)
         for (size_t t = 0; t < T; ++t)
             rows_tile<B, width>(group + 16 * p, blocks, x + t * stride, B == Block::ternary ? start[t] : 0,
-                            out + t * kRows + 4 * p);
+                                out + t * kRows + 4 * p);
 }
 
 #endif
@@ -187,6 +194,13 @@ void matrix_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t st
 
 #endif
 
+// Vectors of 4 rows that a pass takes with three or four tokens; a product of matrices needs its operands side by side.
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr size_t kMiddle = 2;
+#else
+constexpr size_t kMiddle = 4;
+#endif
+
 // Passes over the group, each as wide as the registers hold sums for.
 template <Block B, size_t P, size_t T>
 void passes(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start, int32_t* out) {
@@ -206,8 +220,8 @@ void multiply(const uint8_t* group, size_t blocks, const int8_t* x, size_t strid
     switch (tokens) {
         case 1: return passes<B, 16, 1>(group, blocks, x, stride, start, out);
         case 2: return passes<B, 4, 2>(group, blocks, x, stride, start, out);
-        case 3: return passes<B, 4, 3>(group, blocks, x, stride, start, out);
-        case 4: return passes<B, 4, 4>(group, blocks, x, stride, start, out);
+        case 3: return passes<B, kMiddle, 3>(group, blocks, x, stride, start, out);
+        case 4: return passes<B, kMiddle, 4>(group, blocks, x, stride, start, out);
         case 5: return passes<B, 2, 5>(group, blocks, x, stride, start, out);
         case 6: return passes<B, 2, 6>(group, blocks, x, stride, start, out);
     }
@@ -222,8 +236,11 @@ const Kernels kDotprod = {"dotprod",
 #else
 const Kernels kNeon = {"neon",
 #endif
-                       Order::two_bits, kTokens, multiply<Block::ternary>, nullptr, nullptr, multiply<Block::int8>,
-                       neon::dense, neon::finish, neon::norm, neon::largest, neon::quantize, neon::split,
-                       neon::activate, neon::widen, neon::narrow, neon::attend};
+                       Order::two_bits, kTokens,        multiply<Block::ternary>,
+                       nullptr,         nullptr,        multiply<Block::int8>,
+                       neon::dense,     neon::finish,   neon::norm,
+                       neon::largest,   neon::quantize, neon::split,
+                       neon::activate,  neon::widen,    neon::narrow,
+                       neon::attend};
 
 }  // namespace bitnet

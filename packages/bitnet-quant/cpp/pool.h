@@ -36,7 +36,7 @@ private:
     void work(size_t number);
 
     const size_t threads_;
-    Call call_ = nullptr;       // written before round_ grows, read after
+    Call call_ = nullptr;  // written before round_ grows, read after
     void* context_ = nullptr;
     bool ending_ = false;
     alignas(64) std::atomic<uint32_t> round_{0};    // jobs begun

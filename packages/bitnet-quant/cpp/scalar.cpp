@@ -202,7 +202,7 @@ void attend(const Attention* call) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", Order::two_bits, kTokens, ternary, nullptr,  nullptr, bytes,  dense, finish,
-                         norm,     largest,         quantize, split,  activate, widen,   narrow, attend};
+const Kernels kScalar = {"scalar", Order::two_bits, kTokens,  ternary, nullptr,  nullptr, bytes,  dense, finish,
+                         norm,     largest,         quantize, split,   activate, widen,   narrow, attend};
 
 }  // namespace bitnet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import bitnet_core
 from bitnet_core import Model, Step, reference
 from bitnet_core.arithmetic import rms_norm
 from bitnet_core.memory import Pool
+from bitnet_core.model import Tokens
 from bitnet_core.testing import random_model, some_tokens, tiny_spec
-from bitnet_quant.calibrate import by_name, calibrate, cut
+from bitnet_quant.calibrate import Moments, calibrate, cut
 
 STORIES = Path(__file__).parents[3] / "models" / "stories"
 QWEN: dict[str, Any] = {"family": "qwen3", "activation": "silu", "qk_norm": True, "sub_norms": "projection"}
@@ -29,10 +31,15 @@ def float_model(**changes: Any) -> Model:
     return Model(model.spec, dense)
 
 
+def moments_of(model: Model, windows: Sequence[Tokens]) -> dict[str, Moments]:
+    """The moments of all layers at once."""
+    return {name: moments for layer in calibrate(model, windows) for name, moments in layer.items()}
+
+
 def test_the_first_layer_s_moments_are_those_of_the_normed_embedding() -> None:
     model = float_model()
     tokens = some_tokens(model.spec, 20)
-    found = by_name(calibrate(model, [tokens]))
+    found = moments_of(model, [tokens])
     rows = np.asarray(model.weights["embedding"])[tokens].astype(np.float32)
     inputs = rms_norm(rows, np.asarray(model.weights["layers.0.attn.norm"]), 1e-5).astype(np.float64)
     moments = found["layers.0.attn.q"]
@@ -68,15 +75,15 @@ def test_the_layers_are_those_of_the_model_s_own_forward_pass() -> None:
     runner = bitnet_core.decoder.Decoder(model.spec, Listening(model, Pool()))
     runner.forward([Step(tokens, runner.new_cache())])
     inputs = seen[0].astype(np.float64)
-    found = by_name(calibrate(model, [tokens]))["layers.1.ffn.down"]
+    found = moments_of(model, [tokens])["layers.1.ffn.down"]
     np.testing.assert_allclose(found.second, inputs.T @ inputs / 12, rtol=1e-9)
 
 
 def test_moments_do_not_depend_on_how_texts_are_counted_together() -> None:
     model = float_model()
     texts = [some_tokens(model.spec, 7, seed) for seed in range(3)]
-    together = by_name(calibrate(model, texts))
-    apart = [by_name(calibrate(model, [text])) for text in texts]
+    together = moments_of(model, texts)
+    apart = [moments_of(model, [text]) for text in texts]
     for name, moments in together.items():
         expected = sum(one[name].second for one in apart) / 3
         np.testing.assert_allclose(moments.second, expected, rtol=1e-9, atol=1e-12)

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from bitnet_core import TernaryTensor
-from bitnet_quant.compensate import Adapter, adapted, adapter, compensate, output_error
-from bitnet_quant.ternarize import Method, ternarize
+from bitnet_quant.compensate import Adapter, adapter, compensate, output_error
+from bitnet_quant.ternarization import Method, ternarize
 
 ROWS, COLS = 48, 96
 
@@ -109,7 +109,7 @@ def test_an_adapter_has_peft_s_shapes_and_the_least_error_of_its_rank() -> None:
     for rank in (1, 8, ROWS):
         found = adapter(weights, tensor, rank)
         assert (found.a.shape, found.b.shape) == ((rank, COLS), (ROWS, rank))
-        error = float(np.square(weights - adapted(tensor, found)).sum(dtype=np.float64))
+        error = float(np.square(weights - tensor.dense() - found.dense()).sum(dtype=np.float64))
         assert error == pytest.approx(float(np.square(singular[rank:]).sum()), rel=1e-4, abs=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_an_adapter_that_knows_the_inputs_helps_the_outputs_more() -> None:
     weights, second = matrix(), correlated()
     tensor = ternarize(weights).tensor
     blind, seeing = (
-        output_error(weights, adapted(tensor, adapter(weights, tensor, 6, second=moments)), second)
+        output_error(weights, tensor.dense() + adapter(weights, tensor, 6, second=moments).dense(), second)
         for moments in (None, second)
     )
     assert output_error(weights, tensor.dense(), second) > blind > 2 * seeing
@@ -132,3 +132,16 @@ def test_a_large_residual_is_taken_apart_by_random_projections_the_same_every_ti
     assert isinstance(first, Adapter)
     np.testing.assert_array_equal(first.dense(), again.dense())
     assert np.square(weights - first.dense()).mean() < 1.1e-4
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_fitted_scales_cannot_be_bettered_for_their_codes(blocks: int) -> None:
+    weights, second = matrix(), correlated()
+    method = Method("optimal", "block", COLS // blocks) if blocks > 1 else Method("optimal", "row")
+    found = compensate(weights, second, method).tensor
+    least = output_error(weights, found.dense(), second)
+    random = np.random.default_rng(0)
+    for size in (1e-2, 1e-3):
+        moved = found.scale * (1 + size * random.standard_normal(found.scale.shape)).astype(np.float32)
+        other = TernaryTensor(found.data, moved, found.shape, found.layout).dense()
+        assert output_error(weights, other, second) > least

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_core import FormatError, Model, TernaryTensor, reference
+from bitnet_core import FormatError, Model, TernaryTensor, UnsupportedError, reference
+from bitnet_core.model import Tokens
 from bitnet_core.testing import random_model, run, some_tokens, tiny_spec
 from bitnet_quant import blocks, recipe, sensitivity
-from bitnet_quant.calibrate import by_name, calibrate
+from bitnet_quant.calibrate import Moments, calibrate
 from bitnet_quant.compensate import output_error
-from bitnet_quant.recipe import BITS, Form, Recipe, Rule, bits, search
-from bitnet_quant.ternarize import Method, ternarize
+from bitnet_quant.recipe import BITS, Form, Recipe, Rule, search
+from bitnet_quant.ternarization import Method, ternarize
 
 MIXED = Recipe(
     (
@@ -37,6 +39,11 @@ def master() -> Model:
         for name, shape in spec.shapes().items()
     }
     return Model(spec, weights)
+
+
+def moments_of(model: Model, windows: Sequence[Tokens]) -> dict[str, Moments]:
+    """The moments of all layers at once."""
+    return {name: moments for layer in calibrate(model, windows) for name, moments in layer.items()}
 
 
 def test_the_first_rule_that_matches_decides_and_what_none_matches_stays() -> None:
@@ -99,7 +106,7 @@ def test_applied_weights_are_what_each_rule_makes_of_them(master: Model) -> None
     assert isinstance(gate, TernaryTensor)
     assert gate.block == 32
     dense = np.asarray(master.weights["layers.1.ffn.gate"])
-    second = by_name(calibrate(master, [tokens]))["layers.1.ffn.gate"].second
+    second = moments_of(master, [tokens])["layers.1.ffn.gate"].second
     plain = ternarize(dense, Method("threshold", "block", 32)).tensor.dense()
     assert output_error(dense, gate.dense(), second) < output_error(dense, plain, second)
 
@@ -126,14 +133,6 @@ def test_compensation_without_text_or_of_what_sees_no_text_is_refused(master: Mo
         recipe.apply(master, MIXED)
     with pytest.raises(ValueError, match="embedding: only the projections"):
         recipe.apply(master, Recipe((Rule("embedding", "ternary", compensate=True),)), [some_tokens(master.spec, 9)])
-
-
-def test_bits_count_every_matrix_by_its_size(master: Model) -> None:
-    assert bits(master, Recipe((Rule("*", "int8"),))) == 8.5
-    sizes = {name: np.prod(shape) for name, shape in master.spec.shapes().items() if len(shape) == 2}
-    layers = sum(size for name, size in sizes.items() if name != "embedding")
-    expected = (2 * layers + 16 * sizes["embedding"]) / sum(sizes.values())
-    assert bits(master, Recipe((Rule("layers.*", "ternary"),))) == pytest.approx(expected)
 
 
 def harms(names: list[str], seed: int) -> dict[str, dict[Form, float]]:
@@ -205,3 +204,16 @@ def test_measured_sensitivity_falls_with_the_bits_and_guides_a_search(master: Mo
         assert harm["ternary"] > harm["int4"] > harm["int8"] > harm["float"] == 0
     chosen = search(master, 3, found)
     assert {chosen.rule(name).form for name in found} > {"ternary"}
+
+
+def test_rows_that_blocks_do_not_divide_are_refused_by_name_and_left_out_of_what_is_measured() -> None:
+    spec = tiny_spec(inputs="float", ffn_size=172)
+    random = np.random.default_rng(0)
+    model = Model(spec, {name: random.normal(0, 1, shape).astype(np.float32) for name, shape in spec.shapes().items()})
+    with pytest.raises(
+        UnsupportedError, match=r"layers\.0\.ffn\.down: int4 holds rows of a multiple of 32 columns, got 172"
+    ):
+        recipe.apply(model, Recipe((Rule("layers.*", "int4"),)))
+    found = sensitivity.measure(model, [some_tokens(spec, 9)])
+    assert set(found["layers.0.ffn.down"]) == {"ternary", "float"}
+    assert set(found["layers.0.ffn.up"]) == {"ternary", "int4", "int8", "float"}

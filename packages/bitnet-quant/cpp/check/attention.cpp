@@ -1,5 +1,5 @@
-// Attention over pages: near the plain one, the same bits at both edges, and nothing of a position that a row does
-// not see reaches it, whatever stands there.
+// Attention over pages: near the plain one; the same bits at both edges and for a row alone; and nothing of a position
+// that a row does not see reaches it, whatever stands there.
 #include <cmath>
 #include <limits>
 
@@ -34,6 +34,17 @@ struct Scene {
         }
         for (int64_t position = 0; position < int64_t(kPages * kPositions); ++position)
             if (!seen_by_any(position)) put(position, kNothing);
+    }
+
+    // The same pages before one of the rows.
+    Scene only(size_t row) const {
+        Scene one = *this;
+        const auto from = queries.begin() + ptrdiff_t(row * padded);
+        one.rows = 1;
+        one.queries.assign(from, from + ptrdiff_t(padded));
+        one.first = {first[row]};
+        one.last = {last[row]};
+        return one;
     }
 
     bool seen(size_t row, int64_t position) const { return position >= first[row] && position < last[row]; }
@@ -99,6 +110,12 @@ void scene_case(const Kernels& kernels, Buffers& buffers, Report& report, Scene 
     for (size_t i = 0; i < found.size(); ++i) all = all && std::isfinite(found[i]) && near(found[i], expected[i], 4e-6);
     report.expect(all, "attention");
     report.expect(same(found.data(), again.data(), found.size()), "the same call gave other bits");
+    bool independent = true;
+    for (size_t row = 0; row < scene.rows; ++row) {
+        const std::vector<float> alone = mixed(kernels, buffers, scene.only(row), Edge::end);
+        independent = independent && same(alone.data(), &found[row * scene.size], scene.size);
+    }
+    report.expect(independent, "a row's attention depends on the other rows");
     // A position that is not a number: rows that see it are none, the others as before.
     const int64_t poisoned = scene.last[0] - 1;
     scene.put(poisoned, kNothing);

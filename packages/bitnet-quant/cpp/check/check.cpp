@@ -38,10 +38,14 @@ struct Wish {
 bool read(int count, char** words, Wish& wish) {
     for (int i = 1; i + 1 < count; i += 2) {
         const std::string word = words[i], value = words[i + 1];
-        if (word == "--tables") wish.tables = value;
-        else if (word == "--only" && (value == "kernels" || value == "threads")) wish.only = value;
-        else if (word == "--rounds" && std::atoi(value.c_str()) > 0) wish.rounds = size_t(std::atoi(value.c_str()));
-        else return false;
+        if (word == "--tables")
+            wish.tables = value;
+        else if (word == "--only" && (value == "kernels" || value == "threads"))
+            wish.only = value;
+        else if (word == "--rounds" && std::atoi(value.c_str()) > 0)
+            wish.rounds = size_t(std::atoi(value.c_str()));
+        else
+            return false;
     }
     return count % 2 == 1;
 }

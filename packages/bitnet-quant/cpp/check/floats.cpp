@@ -51,23 +51,27 @@ void digits_case(const Kernels& kernels, Buffers& buffers, Report& report, const
     const auto equal = [](size_t, int8_t a, int8_t b) { return a == b; };
     std::vector<int8_t> expected(count);
     const int32_t sum = kScalar.quantize(x.data(), scale, count, expected.data());
-    both_edges(buffers, report, "quantize", std::vector<int8_t>(count, 0x5a), expected,
-               [&](Edge edge, int8_t* out) {
-                   const float* from = buffers.x.copy(edge, x);
-                   report.expect(kernels.quantize(from, scale, count, out) == sum, "the sum of quantize");
-               }, equal);
+    both_edges(
+        buffers, report, "quantize", std::vector<int8_t>(count, 0x5a), expected,
+        [&](Edge edge, int8_t* out) {
+            const float* from = buffers.x.copy(edge, x);
+            report.expect(kernels.quantize(from, scale, count, out) == sum, "the sum of quantize");
+        },
+        equal);
     for (size_t planes = 2; planes <= 3; ++planes) {
         std::vector<int32_t> sums(planes);
         expected.assign(planes * count, 0);
         const float wide = scale * largest_of(planes) / 127.0f;
         kScalar.split(x.data(), wide, count, planes, expected.data(), count, sums.data());
-        both_edges(buffers, report, "split", std::vector<int8_t>(planes * count, 0x5a), expected,
-                   [&](Edge edge, int8_t* out) {
-                       const float* from = buffers.x.copy(edge, x);
-                       int32_t* found = buffers.sums.filled(edge, planes, 7);
-                       kernels.split(from, wide, count, planes, out, count, found);
-                       report.expect(same(found, sums.data(), planes), "the sums of split");
-                   }, equal);
+        both_edges(
+            buffers, report, "split", std::vector<int8_t>(planes * count, 0x5a), expected,
+            [&](Edge edge, int8_t* out) {
+                const float* from = buffers.x.copy(edge, x);
+                int32_t* found = buffers.sums.filled(edge, planes, 7);
+                kernels.split(from, wide, count, planes, out, count, found);
+                report.expect(same(found, sums.data(), planes), "the sums of split");
+            },
+            equal);
     }
 }
 
@@ -84,12 +88,13 @@ void norm_case(const Kernels& kernels, Buffers& buffers, Report& report, const s
                const std::vector<float>& weight) {
     std::vector<float> expected(x.size());
     kScalar.norm(x.data(), weight.data(), 1e-5, x.size(), expected.data());
-    both_edges(buffers, report, "norm", std::vector<float>(x.size(), 1e9f), expected,
-               [&](Edge edge, float* out) {
-                   const float* from = buffers.x.copy(edge, x);
-                   kernels.norm(from, buffers.weight.copy(edge, weight), 1e-5, x.size(), out);
-               },
-               [](size_t, float a, float b) { return near(a, b, 4.8e-7 * std::fabs(b) + 1e-44); });
+    both_edges(
+        buffers, report, "norm", std::vector<float>(x.size(), 1e9f), expected,
+        [&](Edge edge, float* out) {
+            const float* from = buffers.x.copy(edge, x);
+            kernels.norm(from, buffers.weight.copy(edge, weight), 1e-5, x.size(), out);
+        },
+        [](size_t, float a, float b) { return near(a, b, 4.8e-7 * std::fabs(b) + 1e-44); });
 }
 
 // Within 2e-6 of the value, and 1e-7 times the other factor where the value vanishes. If that factor is infinite, so
@@ -99,34 +104,34 @@ void gate_case(const Kernels& kernels, Buffers& buffers, Report& report, const s
     for (Gate gate : {Gate::relu2, Gate::silu, Gate::gelu}) {
         std::vector<float> expected = x;
         kScalar.activate(gate, expected.data(), up.data(), x.size());
-        both_edges(buffers, report, "activate", x, expected,
-                   [&](Edge edge, float* out) {
-                       kernels.activate(gate, out, buffers.weight.copy(edge, up), x.size());
-                   },
-                   [&](size_t i, float a, float b) {
-                       if (std::isinf(up[i])) return !std::isfinite(a) && !std::isfinite(b);
-                       return near(a, b, 2e-6 * std::fabs(b) + 1e-7 * std::fabs(up[i]) + 1e-44);
-                   });
+        both_edges(
+            buffers, report, "activate", x, expected,
+            [&](Edge edge, float* out) { kernels.activate(gate, out, buffers.weight.copy(edge, up), x.size()); },
+            [&](size_t i, float a, float b) {
+                if (std::isinf(up[i])) return !std::isfinite(a) && !std::isfinite(b);
+                return near(a, b, 2e-6 * std::fabs(b) + 1e-7 * std::fabs(up[i]) + 1e-44);
+            });
     }
 }
 
-void stored_case(const Kernels& kernels, Buffers& buffers, Report& report, Chance& chance, const std::vector<float>& x) {
+void stored_case(const Kernels& kernels, Buffers& buffers, Report& report, Chance& chance,
+                 const std::vector<float>& x) {
     const size_t count = x.size();
     const auto equal = [](size_t, auto a, auto b) { return same(&a, &b, 1); };
     std::vector<uint16_t> halves(count);
     kScalar.narrow(x.data(), count, halves.data());
-    both_edges(buffers, report, "narrow", std::vector<uint16_t>(count, 0x5a5a), halves,
-               [&](Edge edge, uint16_t* out) { kernels.narrow(buffers.x.copy(edge, x), count, out); }, equal);
+    both_edges(
+        buffers, report, "narrow", std::vector<uint16_t>(count, 0x5a5a), halves,
+        [&](Edge edge, uint16_t* out) { kernels.narrow(buffers.x.copy(edge, x), count, out); }, equal);
     for (Float kind : {Float::f16, Float::bf16, Float::f32}) {
         std::vector<uint8_t> data(count * (kind == Float::f32 ? 4 : 2));
         for (uint8_t& byte : data) byte = uint8_t(chance.next());
         std::vector<float> expected(count);
         kScalar.widen(data.data(), kind, 0.75f, count, expected.data());
-        both_edges(buffers, report, "widen", std::vector<float>(count), expected,
-                   [&](Edge edge, float* out) {
-                       kernels.widen(buffers.weight.copy(edge, data), kind, 0.75f, count, out);
-                   },
-                   [&](size_t, float a, float b) { return a != a ? b != b : same(&a, &b, 1); });
+        both_edges(
+            buffers, report, "widen", std::vector<float>(count), expected,
+            [&](Edge edge, float* out) { kernels.widen(buffers.weight.copy(edge, data), kind, 0.75f, count, out); },
+            [&](size_t, float a, float b) { return a != a ? b != b : same(&a, &b, 1); });
     }
 }
 
@@ -141,18 +146,19 @@ void finish_case(const Kernels& kernels, Buffers& buffers, Report& report, Chanc
     for (float& value : before) value = 100 * chance.fraction();
     std::vector<float> expected = before;
     kScalar.finish(sums.data(), planes, scale.data(), step, 12.5f, add, expected.data());
-    both_edges(buffers, report, "finish", before, expected,
-               [&](Edge edge, float* out) {
-                   const float* scales = buffers.weight.copy(edge, scale);
-                   kernels.finish(buffers.x.copy(edge, sums), planes, scales, step, 12.5f, add, out);
-               },
-               [&](size_t row, float a, float b) {
-                   double size = add ? std::fabs(double(before[row])) : 0, sum = 0;
-                   for (size_t plane = 0; plane < planes; ++plane)
-                       sum = sum * 256 + std::fabs(double(sums[plane * kRows + row]));
-                   size += sum * double(scale[row * step]) / 12.5;
-                   return near(a, b, planes == 1 && !add ? 0 : 2.4e-7 * size);
-               });
+    both_edges(
+        buffers, report, "finish", before, expected,
+        [&](Edge edge, float* out) {
+            const float* scales = buffers.weight.copy(edge, scale);
+            kernels.finish(buffers.x.copy(edge, sums), planes, scales, step, 12.5f, add, out);
+        },
+        [&](size_t row, float a, float b) {
+            double size = add ? std::fabs(double(before[row])) : 0, sum = 0;
+            for (size_t plane = 0; plane < planes; ++plane)
+                sum = sum * 256 + std::fabs(double(sums[plane * kRows + row]));
+            size += sum * double(scale[row * step]) / 12.5;
+            return near(a, b, planes == 1 && !add ? 0 : 2.4e-7 * size);
+        });
 }
 
 }  // namespace

@@ -135,8 +135,8 @@ void bytes_case(const Kernels& kernels, Buffers& buffers, Report& report, const 
     for (size_t row = 0; row < kRows; ++row)
         for (size_t column = 0; column < columns; ++column)
             group[column / 4 * 256 + 4 * row + column % 4] = uint8_t(weight(row, column));
-    compare(buffers, report, "sums of bytes", kernels.bytes, kTokens, group, blocks,
-            padded(x, tokens, columns, stride), stride, start, exact(tokens, columns, x, none, weight));
+    compare(buffers, report, "sums of bytes", kernels.bytes, kTokens, group, blocks, padded(x, tokens, columns, stride),
+            stride, start, exact(tokens, columns, x, none, weight));
 }
 
 // A matrix of `rows` by `columns`, group by group, times `tokens`.

@@ -61,7 +61,8 @@ void check_threads(Report& report, size_t rounds) {
     for (size_t threads = 1; threads <= 8; ++threads) {
         AT("a pool of %zu", threads);
         Pool pool(threads);
-        report.expect(meetings_hold(pool, rounds / threads + 1), "what one wrote before a barrier was not read behind it");
+        report.expect(meetings_hold(pool, rounds / threads + 1),
+                      "what one wrote before a barrier was not read behind it");
         report.expect(short_jobs_are_done(pool, rounds / threads + 1), "a job was not done once by every thread");
         report.expect(sleepers_wake(pool), "a thread that slept did not wake");
     }

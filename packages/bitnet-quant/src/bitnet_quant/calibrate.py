@@ -6,7 +6,7 @@ calibrated in one pass over its layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,8 +128,3 @@ def _check(window: Tokens, spec: ModelSpec) -> None:
         raise ValueError(f"a window is one token or more, got {window.dtype} of shape {window.shape}")
     if window.min() < 0 or window.max() >= spec.vocab_size:
         raise ValueError(f"expected tokens from 0 to {spec.vocab_size - 1}, got {window.min()} to {window.max()}")
-
-
-def by_name(layers: Iterator[Mapping[str, Moments]]) -> dict[str, Moments]:
-    """The moments of all layers at once, for models that are small enough."""
-    return {name: moments for layer in layers for name, moments in layer.items()}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bitnet_core import TernaryTensor, arithmetic, linalg
 
-from .ternarize import Floats, Method, Ternarized, check_matrix, measured, ternarize
+from .ternarization import Floats, Method, Ternarized, check_matrix, measured, ternarize
 
 Wide = npt.NDArray[np.float64]
 _EXACT_RANK = 512  # up to here all singular values are found, beyond it the largest by random projections
@@ -98,11 +98,6 @@ def adapter(
     return Adapter(a.astype(np.float32), left.astype(np.float32))
 
 
-def adapted(tensor: TernaryTensor, found: Adapter) -> npt.NDArray[np.float32]:
-    """The dense matrix that a ternary one and its adapter make together."""
-    return tensor.dense() + found.dense()
-
-
 def _walk(wide: Wide, scale: Wide, factor: Floats, block: int) -> npt.NDArray[np.int8]:
     """Codes of the columns in their order; row i of the factor says how those after i make up for an error in i."""
     left = wide.copy()
@@ -121,15 +116,23 @@ def _walk(wide: Wide, scale: Wide, factor: Floats, block: int) -> npt.NDArray[np
 
 
 def _refitted(wide: Wide, codes: npt.NDArray[np.int8], scale: Wide, second: Wide) -> Wide:
-    """The scales of least error for these codes; those of blocks stay, since they depend on each other."""
-    if scale.shape[1] > 1:
-        return scale
-    turned = codes @ second
-    across = (turned * wide).sum(axis=1, keepdims=True)
-    power = (turned * codes).sum(axis=1, keepdims=True)
+    """The scales of least error for these codes: those of a row's blocks together, since they share its error."""
+    rows, blocks = len(codes), scale.shape[1]
+    power = np.empty((rows, blocks, blocks))
+    across = np.empty((rows, blocks))
+    size = codes.shape[1] // blocks
+    for block in range(blocks):
+        columns = slice(block * size, (block + 1) * size)
+        turned = codes[:, columns] @ second[columns]
+        across[:, block] = (turned * wide).sum(axis=1)
+        power[:, block] = (turned * codes).reshape(rows, blocks, size).sum(axis=2)
     if len(scale) == 1:
-        across, power = across.sum(keepdims=True), power.sum(keepdims=True)
-    fitted = np.divide(across, power, out=np.zeros_like(across), where=power > 0)
+        across, power = across.sum(axis=0, keepdims=True), power.sum(axis=0, keepdims=True)
+    diagonal = np.diagonal(power, axis1=1, axis2=2)
+    # Codes of zeros alone, or inputs that are never there, leave a scale open: it stays.
+    loose = np.where(diagonal > 0, 1e-9 * diagonal, 1.0)
+    power[:, np.arange(blocks), np.arange(blocks)] += loose
+    fitted = np.linalg.solve(power, (across + loose * scale)[:, :, None])[:, :, 0]
     return np.where(fitted > 0, fitted, np.maximum(scale, arithmetic.EPS))
 
 

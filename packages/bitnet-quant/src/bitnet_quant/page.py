@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .report import ModelQuality, Report, WeightQuality
+    from .quality import ModelQuality, Report, WeightQuality
 
 # Negative, zero and positive codes: two hues around a grey, told apart by lightness, too.
 _STYLE = """

@@ -16,14 +16,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from bitnet_core import FormatError, TernaryTensor
+from bitnet_core import FormatError, TernaryTensor, UnsupportedError
 from bitnet_core.durable import replacing
 from bitnet_core.model import Model, Tokens, Weight, Weights
 
 from . import blocks
 from .calibrate import Moments, Sums, calibrate
 from .compensate import compensate
-from .ternarize import Method, ternarize
+from .ternarization import Method, ternarize
 
 Form = Literal["ternary", "int8", "int4", "float"]
 # Bits a weight: two for a code, what GGUF's blocks of 32 take with their scales, and 16.
@@ -102,6 +102,8 @@ def apply(
     texts that compensation calibrates on.
     """
     rules = {name: recipe.rule(name) for name, shape in model.spec.shapes().items() if len(shape) == 2}
+    for name, asked in rules.items():
+        _check_fits(name, asked, model)
     made: dict[str, TernaryTensor] = {}
     wanted = [name for name, rule in rules.items() if rule.form == "ternary"]
     if any(rules[name].compensate for name in wanted) and not len(windows):
@@ -182,12 +184,6 @@ def search(
     return Recipe(tuple(rules))
 
 
-def bits(model: Model, recipe: Recipe) -> float:
-    """The mean bits a weight of a model's matrices under a recipe, ternary ones counted as two."""
-    sizes = {name: math.prod(shape) for name, shape in model.spec.shapes().items() if len(shape) == 2}
-    return sum(BITS[recipe.rule(name).form] * size for name, size in sizes.items()) / sum(sizes.values())
-
-
 def _hull(options: list[tuple[float, float, Form]]) -> list[tuple[float, float, Form]]:
     """The options from the cheapest to the least harmful that lie on the lower hull of harm over cost."""
     hull: list[tuple[float, float, Form]] = []
@@ -217,6 +213,12 @@ def _with_moments(model: Model, windows: Sequence[Tokens], names: list[str]) -> 
                 yield name, found[name].second
     if known:
         raise ValueError(f"{min(known)}: only the projections of layers see calibration text; do not compensate it")
+
+
+def _check_fits(name: str, rule: Rule, model: Model) -> None:
+    cols = model.spec.shapes()[name][1]
+    if rule.form in blocks.KINDS and cols % blocks.BLOCK and not isinstance(model.weights[name], TernaryTensor):
+        raise UnsupportedError(f"{name}: {rule.form} holds rows of a multiple of {blocks.BLOCK} columns, got {cols}")
 
 
 def _ternary(weight: Weight, rule: Rule, second: Sums | None) -> TernaryTensor:

@@ -12,11 +12,12 @@ import numpy as np
 from bitnet_core import Backend, Model, TernaryTensor, reference
 from bitnet_core.model import Tokens, Weight, Weights
 
+from . import blocks
 from .calibrate import calibrate
 from .compensate import output_error
+from .quality import divergence, logits
 from .recipe import Form, Rule, formed
-from .report import divergence, logits
-from .ternarize import Method
+from .ternarization import Method
 
 FORMS: tuple[Form, ...] = ("ternary", "int4", "int8", "float")
 
@@ -30,19 +31,29 @@ def measure(
     method: Method | None = None,
     backend: Backend = reference.BACKEND,
 ) -> dict[str, dict[Form, float]]:
-    """The harm that each form does to each projection that is a float, on its own.
+    """The harm that each form does to each projection that is a float, on its own; forms that do not fit are left out.
 
     "output" is the error of what the matrix gives over its power, from one calibration. "kl" is the divergence of the
     model's next tokens from what they were: a run of all windows for each matrix and form, for small models.
     """
     rules = [Rule("*", form, method or Method("optimal")) for form in forms]
     if by == "output":
-        return {name: _output_errors(model.weights[name], rules, second) for name, second in _moments(model, windows)}
+        return {
+            name: _output_errors(model.weights[name], _fitting(model, name, rules), second)
+            for name, second in _moments(model, windows)
+        }
     before = logits(model, windows, backend)
     return {
-        name: {rule.form: _divergence(model, name, rule, windows, before, backend) for rule in rules}
+        name: {
+            rule.form: _divergence(model, name, rule, windows, before, backend) for rule in _fitting(model, name, rules)
+        }
         for name in _projections(model)
     }
+
+
+def _fitting(model: Model, name: str, rules: Sequence[Rule]) -> list[Rule]:
+    whole = model.spec.shapes()[name][1] % blocks.BLOCK == 0
+    return [rule for rule in rules if whole or rule.form not in blocks.KINDS]
 
 
 def _moments(model: Model, windows: Sequence[Tokens]) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,6 @@ from bitnet_core.durable import replacing
 from bitnet_core.families import FAMILIES
 from bitnet_core.formats import gguf
 from bitnet_core.formats.gguf import export, types
-from bitnet_core.formats.gguf.metadata import ARCHITECTURES
 from bitnet_core.formats.gguf.model import neighbour_rows, reordered, rotated_heads
 from bitnet_core.formats.gguf.names import file_name as gguf_name
 from bitnet_core.formats.huggingface import names
@@ -65,9 +64,7 @@ class GgufTarget:
     def __init__(self, model: Model, layout: str, forms: Mapping[str, str]) -> None:
         self._model, self._layout, self._forms = model, layout, forms
         self._kinds: dict[str, gguf.Kind] = {}
-        # What core's own writer says of a model: its describers are shared, and not doubled.
-        self._architecture = export._architecture(model.spec)
-        self._permuted = ARCHITECTURES[self._architecture].permuted
+        self._described = export.describe(model, layout)
 
     def look(self, name: str, weight: Weight) -> Rounding | None:
         """Refuse a weight that the layout cannot hold, or say what would be rounded."""
@@ -79,7 +76,7 @@ class GgufTarget:
             self._kinds[name] = types.KINDS[narrow] if narrow else types.by_dtype(weight.dtype)
             return None
         kind = types.by_layout(self._layout)
-        if (reason := export._why_not(kind, weight)) is not None:
+        if (reason := export.why_not(kind, weight)) is not None:
             raise UnsupportedError(f"{name}: {reason}")
         self._kinds[name] = kind
         if kind.tail:
@@ -89,25 +86,16 @@ class GgufTarget:
 
     def write(self, path: Path, said: Said) -> None:
         """Write the file."""
-        spec = self._model.spec
-        values: dict[str, object] = {"general.architecture": self._architecture}
-        values["general.file_type"] = np.uint32(export._FILE_TYPES.get(self._layout, 0))
-        values["general.quantization_version"] = np.uint32(2)
-        values |= export._described(spec, self._architecture) | export._text(self._model)
-        extra = export._frequencies(spec, self._architecture)
-        export._check_said(spec, values, extra)
         blobs = [
             gguf.Blob(gguf_name(name), shape, self._kinds[name], partial(self._bytes, name, said))
-            for name, shape in spec.shapes().items()
+            for name, shape in self._model.spec.shapes().items()
         ]
-        for name, divisors in extra.items():
-            blobs.append(gguf.Blob(name, divisors.shape, types.KINDS["F32"], partial(_raw, divisors)))
-        gguf.write(path, values, blobs)
+        gguf.write(path, self._described.metadata, [*blobs, *self._described.vectors])
 
     def _bytes(self, name: str, said: Said) -> npt.NDArray[np.uint8]:
         said(name)
         weight, kind = self._model.weights[name], self._kinds[name]
-        heads = rotated_heads(self._model.spec, name.removesuffix(".bias")) if self._permuted else 0
+        heads = rotated_heads(self._model.spec, name.removesuffix(".bias")) if self._described.permuted else 0
         if heads:
             weight = reordered(weight, neighbour_rows(weight.shape[0], heads))
         if isinstance(weight, TernaryTensor):
@@ -206,7 +194,7 @@ class FolderTarget:
             tokenizer.save(path)
             config |= {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.eos) or None}
         if self._model.template is not None:
-            (path / "chat_template.jinja").write_text(self._model.template.source, encoding="utf-8")
+            _write_text(path / "chat_template.jinja", self._model.template.source)
         if self._model.sampling:
             _write_json(path / "generation_config.json", {"do_sample": True, **self._model.sampling})
         _write_json(path / "config.json", config)
@@ -282,7 +270,12 @@ def _write_tensors(path: Path, parts: list[_Part]) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as stream:
+        stream.write(text.encode())
 
 
 def _raw(values: Array) -> npt.NDArray[np.uint8]:

@@ -10,7 +10,9 @@ from bitnet_core import device
 from bitnet_core.decoder import Decoder
 from bitnet_core.errors import BackendUnavailable
 from bitnet_core.memory import Pool
-from bitnet_core.model import Backend, Model, Runner
+from bitnet_core.model import Backend, Model, ModelSpec, Runner
+
+_BYTES_A_THREAD = 8 << 20  # of weights that a token reads
 
 
 def why_not() -> str | None:
@@ -43,9 +45,9 @@ def load(
 ) -> Runner:
     """The model on this processor; weights, pages and scratch are taken from `memory`.
 
-    `threads`: how many work together, by default one for each core that may be used. `head`: the output head as
-    stored, or as int8 with a scale a row: half the bytes, and nearly the same logits. `kv`: how keys and values are
-    held. `isa`: the instruction set, by default what BITNET_ISA names, or the best.
+    `threads`: how many work together, by default one for each core that may be used, and fewer for a small model.
+    `head`: the output head as stored, or as int8 with a scale a row: half the bytes, and nearly the same logits.
+    `kv`: how keys and values are held. `isa`: the instruction set, by default what BITNET_ISA names, or the best.
     """
     from . import _native  # noqa: PLC0415
     from .operations import CpuOperations  # noqa: PLC0415  # imports the compiled part
@@ -57,7 +59,7 @@ def load(
         raise ValueError(f"expected head to be f16 or int8, got {head!r}")
     if kv not in ("f16", "f32"):
         raise ValueError(f"expected kv to be f16 or f32, got {kv!r}")
-    count = _threads() if threads is None else threads
+    count = _threads(model.spec) if threads is None else threads
     if count < 1:
         raise ValueError(f"threads: expected 1 or more, got {count}")
     pool = memory or Pool(name="cpu")
@@ -73,10 +75,16 @@ def _refusal(native: ModuleType, name: str) -> str | None:
     return f"BITNET_ISA or isa asks for {name!r}, but {what}; choose one of {', '.join(usable)}"
 
 
-def _threads() -> int:
-    """One for each physical core that affinity and quota leave: more would share the same multipliers."""
+def _threads(spec: ModelSpec) -> int:
+    """One for each physical core that affinity and quota leave: more would share the same multipliers.
+
+    Threads meet some two hundred times a token, so each must have enough to read in between to pay for that.
+    """
     cpu = device.cpu()
-    return max(1, min(cpu.usable_cores, cpu.physical_cores or cpu.usable_cores))
+    cores = min(cpu.usable_cores, cpu.physical_cores or cpu.usable_cores)
+    codes = spec.layers * sum(rows * cols for rows, cols in spec.projections().values())
+    worth = (codes // 4 + 2 * spec.vocab_size * spec.hidden_size) // _BYTES_A_THREAD
+    return max(1, min(cores, worth))
 
 
 BACKEND = Backend(name="cpu", load=load, why_not=why_not, priority=50)

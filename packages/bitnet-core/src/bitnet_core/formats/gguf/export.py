@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -45,6 +46,26 @@ def save(
     layouts.get(layout)
     if layout == "hf_rows":
         raise UnsupportedError("layout hf_rows is that of Hugging Face's folders; GGUF files hold the others")
+    description = describe(model, layout, name=name)
+    blobs = []
+    for weight_name, shape in model.spec.shapes().items():
+        kind = _kind(weight_name, model.weights[weight_name], layout, embedding, fallback)
+        make = partial(_encoded, model, weight_name, kind, description.permuted)
+        blobs.append(Blob(names.file_name(weight_name), shape, kind, make))
+    write(path, description.metadata, [*blobs, *description.vectors])
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """All that a file says of a model beside its weights."""
+
+    metadata: Mapping[str, object]
+    vectors: Sequence[Blob]  # tensors that are none of the model's weights
+    permuted: bool  # rows of q and k lie as interleaved rotation wants them
+
+
+def describe(model: Model, layout: str, *, name: str | None = None) -> Description:
+    """What a file of `layout` says of a model; refuses a model that GGUF cannot say."""
     spec = model.spec
     architecture = _architecture(spec)
     metadata: dict[str, object] = {"general.architecture": architecture}
@@ -55,15 +76,9 @@ def save(
     metadata |= _described(spec, architecture) | _text(model)
     extra = _frequencies(spec, architecture)
     _check_said(spec, metadata, extra)
-    permuted = ARCHITECTURES[architecture].permuted
-    blobs = []
-    for weight_name, shape in spec.shapes().items():
-        kind = _kind(weight_name, model.weights[weight_name], layout, embedding, fallback)
-        make = partial(_encoded, model, weight_name, kind, permuted)
-        blobs.append(Blob(names.file_name(weight_name), shape, kind, make))
-    for extra_name, values in extra.items():
-        blobs.append(Blob(extra_name, values.shape, types.KINDS["F32"], partial(_plain_bytes, values)))
-    write(path, metadata, blobs)
+    kind = types.KINDS["F32"]
+    vectors = [Blob(key, values.shape, kind, partial(_plain_bytes, values)) for key, values in extra.items()]
+    return Description(metadata, vectors, ARCHITECTURES[architecture].permuted)
 
 
 def _architecture(spec: ModelSpec) -> str:
@@ -210,7 +225,7 @@ def _kind(name: str, weight: Weight, layout: str, embedding: str, fallback: str 
         stored = is_matrix or embedding == "as stored"
         return types.by_dtype(weight.dtype) if stored else types.KINDS[_EMBEDDINGS[embedding]]
     kind = types.by_layout(layout)
-    reason = _why_not(kind, weight)
+    reason = why_not(kind, weight)
     if reason is None:
         return kind
     if fallback is None:
@@ -218,7 +233,8 @@ def _kind(name: str, weight: Weight, layout: str, embedding: str, fallback: str 
     return types.KINDS["F16"]
 
 
-def _why_not(kind: Kind, weight: TernaryTensor) -> str | None:
+def why_not(kind: Kind, weight: TernaryTensor) -> str | None:
+    """Why a type cannot hold a tensor; None where it can."""
     if kind.nbytes(weight.shape) is None:
         what = f"{math.prod(weight.shape)} weights" if kind.tail else f"{weight.shape[1]} columns"
         return f"{kind.name} holds a multiple of {kind.block}, not {what}"

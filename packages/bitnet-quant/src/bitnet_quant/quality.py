@@ -16,7 +16,7 @@ from bitnet_core.model import Array, Tokens, Weight
 
 from . import page
 from .recipe import BITS, Recipe
-from .ternarize import Fidelity, fidelity
+from .ternarization import Fidelity, fidelity
 
 _HEAD = (
     f"{'weight':26}{'shape':>14}{'bits':>7}{'zeros':>8}{'scale':>11}{'mse':>11}{'sqnr dB':>9}{'cosine':>9}{'angle':>8}"

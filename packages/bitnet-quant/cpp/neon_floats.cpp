@@ -1,6 +1,6 @@
 // Kernels of floats on Arm, four side by side; the order of every sum is the one written here.
 #include "neon.h"
-#include "neonlanes.h"
+#include "neon_lanes.h"
 
 namespace bitnet::neon {
 namespace {

@@ -16,9 +16,9 @@ from bitnet_core import Model, reference
 from bitnet_core.testing import random_model, some_tokens, tiny_spec
 from bitnet_quant import recipe
 from bitnet_quant.calibrate import cut
+from bitnet_quant.quality import Report, divergence, logits, nll, report
 from bitnet_quant.recipe import Recipe, Rule
-from bitnet_quant.report import Report, divergence, logits, nll, report
-from bitnet_quant.ternarize import fidelity
+from bitnet_quant.ternarization import fidelity
 
 STORIES = Path(__file__).parents[3] / "models" / "stories"
 RECIPE = Recipe((Rule("*.ffn.down", "int8"), Rule("layers.*", "ternary")))

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 import bitnet_core
-from bitnet_core import BitNetError, Model, TernaryTensor, UnsupportedError, reference
+from bitnet_core import BitNetError, Model, TernaryTensor, UnsupportedError, arithmetic, reference
 from bitnet_core.formats import gguf, huggingface
 from bitnet_core.formats.safetensors import SafetensorsFile
 from bitnet_core.model import Weight
 from bitnet_core.testing import CASES, Case, random_model, run, some_tokens, tiny_spec
 from bitnet_quant import blocks
-from bitnet_quant.convert import FILES, FOLDERS, Conversion, Progress, convert, digest
+from bitnet_quant.conversion import FILES, FOLDERS, Conversion, Progress, convert, digest
 from bitnet_quant.recipe import Recipe, Rule
-from bitnet_quant.ternarize import Method
+from bitnet_quant.ternarization import Method
 
 STORIES = Path(__file__).parents[3] / "models" / "stories"
 SPEC = tiny_spec(hidden_size=256, head_size=64)
@@ -101,6 +101,52 @@ def test_every_kind_of_model_says_the_same_after_its_conversion(case: Case, targ
     assert case.name in cannot[target]
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_files_are_byte_for_byte_what_core_writes(case: Case, tmp_path: Path) -> None:
+    for layout in FILES:
+        try:
+            gguf.save(case.model(), tmp_path / "core.gguf", layout=layout, embedding="as stored")
+        except UnsupportedError:
+            with pytest.raises(UnsupportedError):
+                convert(case.model(), tmp_path / f"{layout}.gguf", layout=layout, lossy=True)
+            continue
+        found = convert(case.model(), tmp_path / f"{layout}.gguf", layout=layout, lossy=True).target
+        assert found.read_bytes() == (tmp_path / "core.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_folders_hold_the_tensors_that_core_writes(case: Case, tmp_path: Path) -> None:
+    try:
+        huggingface.save(case.model(), tmp_path / "core")
+    except UnsupportedError:
+        with pytest.raises(UnsupportedError):
+            convert(case.model(), tmp_path / "ours", lossy=True)
+        return
+    convert(case.model(), tmp_path / "ours", lossy=True)
+    core, ours = (SafetensorsFile(tmp_path / name / "model.safetensors") for name in ("core", "ours"))
+    assert list(core.entries) == list(ours.entries)
+    for name in core.entries:
+        np.testing.assert_array_equal(core.array(name), ours.array(name).astype(core.array(name).dtype))
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("core", "ours")]
+    assert configs[0] == configs[1]
+
+
+def test_masters_are_ternarized_on_the_way_as_their_makers_do(tmp_path: Path) -> None:
+    spec = tiny_spec(inputs="float")
+    random = np.random.default_rng(0)
+    floats = {name: random.normal(0, 1, shape).astype(np.float32) for name, shape in spec.shapes().items()}
+    masters = convert(Model(spec, floats), tmp_path / "masters").target
+    done = convert(masters, tmp_path / "m.gguf", masters=True)
+    found = gguf.load(done.target)
+    assert found.spec.inputs == "int8"
+    for name, weight in found.weights.items():
+        if isinstance(weight, TernaryTensor):
+            codes, scale = arithmetic.absmean(floats[name])
+            np.testing.assert_array_equal(weight.codes(), codes)
+            assert weight.scale[0, 0] == scale
+    assert done.before == done.after == digest(found)
+
+
 @pytest.mark.parametrize("layout", [*FILES, *PACKED])
 def test_a_real_model_says_the_same_in_every_form(layout: str, tmp_path: Path) -> None:
     before = bitnet_core.load(STORIES)
@@ -123,7 +169,7 @@ def test_a_real_model_says_the_same_in_every_form(layout: str, tmp_path: Path) -
 def test_the_same_model_makes_the_same_bytes_whatever_else_the_process_did(layout: str, tmp_path: Path) -> None:
     first = convert(STORIES, place(tmp_path / "a", layout), layout=layout, lossy=True).target
     code = f"""
-from bitnet_quant.convert import convert
+from bitnet_quant.conversion import convert
 convert({str(STORIES)!r}, {str(place(tmp_path / "b", layout))!r}, layout={layout!r}, lossy=True)
 """
     paths = os.pathsep.join(path for path in sys.path if path)
@@ -197,6 +243,25 @@ def test_a_conversion_that_is_stopped_leaves_nothing_and_can_be_run_again(
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
     assert digest(bitnet_core.load(old.target)) == old.after
     assert tree(convert(model(), old.target, replace=True).target) == whole
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "folder"])
+def test_a_conversion_that_is_killed_leaves_no_target_and_its_second_run_makes_the_same_bytes(
+    name: str, tmp_path: Path
+) -> None:
+    code = f"""
+import os
+from bitnet_quant.conversion import convert
+def die(progress):
+    if progress.stage == "write" and progress.done == 40:
+        os._exit(3)
+convert({str(STORIES)!r}, {str(tmp_path / "out" / name)!r}, progress=die)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 3
+    assert not (tmp_path / "out" / name).exists()
+    whole = tree(convert(STORIES, tmp_path / "whole" / name).target)
+    assert tree(convert(STORIES, tmp_path / "out" / name).target) == whole
 
 
 @pytest.mark.parametrize("name", ["m.gguf", "folder"])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitnet_core import TernaryTensor, UnsupportedError, arithmetic
-from bitnet_quant.ternarize import Fidelity, Method, best_scales, fidelity, ternarize
+from bitnet_quant.ternarization import Fidelity, Method, best_scales, fidelity, ternarize
 
 GOLDEN = Path(__file__).parents[2] / "bitnet-core" / "tests" / "golden" / "quant_math.json"
 EVERY = [

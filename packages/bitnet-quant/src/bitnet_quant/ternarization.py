@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import numpy as np
@@ -157,7 +158,7 @@ def _codes(weights: Floats, method: Method, importance: Floats | None) -> tuple[
         part = weights[start : start + step].astype(np.float32)
         flat = part.reshape(-1, weights.size // math.prod(groups))
         weighing = _spread(importance, part, flat.shape)
-        found, theirs = _rules[method.rule](flat, weighing)
+        found, theirs = _RULES[method.rule](flat, weighing)
         codes[start : start + step] = found.reshape(part.shape)
         scales[start : start + step] = theirs.reshape(-1, groups[1])
     return codes, scales
@@ -196,4 +197,4 @@ def _optimal(groups: Array, importance: Floats) -> tuple[npt.NDArray[np.int8], A
     return (np.sign(groups) * kept).astype(np.int8), np.where(scales > 0, scales, arithmetic.EPS)
 
 
-_rules = {"absmean": _absmean, "threshold": _threshold, "optimal": _optimal}
+_RULES = MappingProxyType({"absmean": _absmean, "threshold": _threshold, "optimal": _optimal})

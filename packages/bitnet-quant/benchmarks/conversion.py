@@ -1,4 +1,4 @@
-"""Prints what a conversion takes: `python convert.py MODEL TARGET [--layout LAYOUT] [--lossy] [--replace]`.
+"""Prints what a conversion takes: `python conversion.py MODEL TARGET [--layout LAYOUT] [--lossy] [--replace]`.
 
 The last line is JSON: seconds, the peak of resident memory, and the digest of all trits before and after.
 """
@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 
-from bitnet_quant.convert import Progress, convert
+from bitnet_quant.conversion import Progress, convert
 
 
 def main() -> None:

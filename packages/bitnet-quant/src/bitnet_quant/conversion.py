@@ -18,7 +18,6 @@ from bitnet_core import BitNetError, Model, TernaryTensor, UnsupportedError, lay
 from bitnet_core import load as load_model
 from bitnet_core.durable import sync_folder
 from bitnet_core.formats import gguf, huggingface
-from bitnet_core.hub import resolve
 from bitnet_core.model import Tokens
 
 from .recipe import Recipe, apply
@@ -125,6 +124,8 @@ class _Teller:
 
 def _opened(source: str | os.PathLike[str], target: Path, options: dict[str, Any]) -> Model:
     """The source, read a range at a time: mapped pages would count as this process's memory."""
+    from bitnet_core.hub import resolve  # noqa: PLC0415  # looking at a local file should not pay for the hub's client
+
     path = resolve(os.fspath(source))
     here, place = path.resolve(), target.resolve()
     kept = {here, *(here.iterdir() if here.is_dir() else ())}
@@ -209,7 +210,7 @@ def _refusal(rounded: Sequence[Rounding]) -> UnsupportedError:
 def _staged(target: Path) -> Iterator[Path]:
     """A path beside the target to write at, which is gone in the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.part")
+    staged = _aside(target)
     try:
         yield staged
     finally:
@@ -227,11 +228,19 @@ def _read_back(path: Path, form: str) -> Model:
 
 def _put(staged: Path, target: Path) -> None:
     """Give what was written its name; an old folder is moved away first, since no folder replaces a full one."""
-    if staged.is_dir() and target.is_dir() and any(target.iterdir()):
-        with _staged(target) as old:
-            target.rename(old)
-            staged.rename(target)
-            sync_folder(target.parent)
-        return
-    staged.replace(target)
+    old = _aside(target) if target.is_dir() and any(target.iterdir()) else None
+    if old:
+        target.rename(old)
+    try:
+        staged.replace(target)
+    except BaseException:
+        if old:
+            old.rename(target)
+        raise
     sync_folder(target.parent)
+    if old:
+        shutil.rmtree(old)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.part")

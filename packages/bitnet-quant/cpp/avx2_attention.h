@@ -1,0 +1,139 @@
+// The attention of avx2.cpp, which includes it where its own functions are known.
+// Elements from the `index`-th on of what a page holds: W for float32, else float16.
+template <bool W>
+__m256 held(const uint8_t* data, size_t index) {
+    if (W) return _mm256_loadu_ps(reinterpret_cast<const float*>(data) + index);
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data + 2 * index)));
+}
+
+// Scores of R rows at a page's 32 positions, which stand side by side.
+template <bool W, size_t R>
+void scores(const Attention& call, size_t row, const uint8_t* keys) {
+    __m256 sums[R][4];
+#pragma GCC unroll 2
+    for (size_t r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (size_t v = 0; v < 4; ++v) sums[r][v] = _mm256_setzero_ps();
+    const float* queries = call.queries + row * call.padded;
+    for (size_t i = 0; i < call.size; ++i) {
+        __m256 query[R];
+#pragma GCC unroll 2
+        for (size_t r = 0; r < R; ++r) query[r] = _mm256_set1_ps(queries[r * call.padded + i]);
+#pragma GCC unroll 4
+        for (size_t v = 0; v < 4; ++v) {
+            const __m256 key = held<W>(keys, i * kPositions + 8 * v);
+#pragma GCC unroll 2
+            for (size_t r = 0; r < R; ++r) sums[r][v] = _mm256_fmadd_ps(query[r], key, sums[r][v]);
+        }
+    }
+    for (size_t r = 0; r < R; ++r)
+        for (size_t v = 0; v < 4; ++v) _mm256_storeu_ps(call.weights + (row + r) * kPositions + 8 * v, sums[r][v]);
+}
+
+// Scores of one row as weights; what was mixed so far fades when a higher peak appears. Gives the fading.
+float soften(const Attention& call, size_t row, size_t from, size_t to) {
+    float* weights = call.weights + row * kPositions;
+    float peak = call.peak[row];
+    for (size_t i = from; i < to; ++i) peak = weights[i] > peak ? weights[i] : peak;
+    for (size_t i = 0; i < from; ++i) weights[i] = -__builtin_inff();
+    for (size_t i = to; i < kPositions; ++i) weights[i] = -__builtin_inff();
+    __m256 sum = _mm256_setzero_ps();
+    for (size_t i = 0; i < kPositions; i += 8) {
+        const __m256 score = _mm256_loadu_ps(weights + i);
+        const __m256 seen = _mm256_cmp_ps(score, _mm256_set1_ps(-__builtin_inff()), _CMP_NEQ_UQ);
+        const __m256 weight = _mm256_and_ps(exponential(_mm256_sub_ps(score, _mm256_set1_ps(peak))), seen);
+        sum = _mm256_add_ps(sum, weight);
+        _mm256_storeu_ps(weights + i, weight);
+    }
+    const float fade = _mm256_cvtss_f32(exponential(_mm256_set1_ps(call.peak[row] - peak)));
+    call.peak[row] = peak;
+    call.total[row] = call.total[row] * fade + sum_of(sum);
+    return fade;
+}
+
+// Values of positions `from` to before `to`, weighted, onto V times 8 elements of what R rows have mixed.
+template <bool W, size_t R, size_t V>
+void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t at, const float* fades, size_t from,
+              size_t to) {
+    __m256 sums[R][V];
+    float* mixed = call.mixed + row * call.padded + at;
+    const float* weights = call.weights + row * kPositions;
+#pragma GCC unroll 2
+    for (size_t r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (size_t v = 0; v < V; ++v)
+            sums[r][v] = _mm256_mul_ps(_mm256_loadu_ps(mixed + r * call.padded + 8 * v), _mm256_set1_ps(fades[r]));
+    for (size_t position = from; position < to; ++position) {
+        __m256 weight[R];
+#pragma GCC unroll 2
+        for (size_t r = 0; r < R; ++r) weight[r] = _mm256_set1_ps(weights[r * kPositions + position]);
+#pragma GCC unroll 4
+        for (size_t v = 0; v < V; ++v) {
+            const __m256 value = held<W>(values, position * call.padded + at + 8 * v);
+#pragma GCC unroll 2
+            for (size_t r = 0; r < R; ++r) sums[r][v] = _mm256_fmadd_ps(weight[r], value, sums[r][v]);
+        }
+    }
+    for (size_t r = 0; r < R; ++r)
+        for (size_t v = 0; v < V; ++v) _mm256_storeu_ps(mixed + r * call.padded + 8 * v, sums[r][v]);
+}
+
+template <bool W, size_t R>
+void mix(const Attention& call, size_t row, const uint8_t* values, const float* fades, size_t from, size_t to) {
+    size_t at = 0;
+    for (; at + 32 <= call.padded; at += 32) mix_part<W, R, 4>(call, row, values, at, fades, from, to);
+    if (at < call.padded) mix_part<W, R, 2>(call, row, values, at, fades, from, to);
+}
+
+// One page for R rows. Rows that see different parts of it are mixed one by one, so that what one does not see
+// cannot reach it, whatever it is.
+template <bool W, size_t R>
+void page_tile(const Attention& call, size_t row, size_t page, const uint8_t* keys) {
+    const int64_t start = int64_t(page * kPositions), end = start + int64_t(kPositions);
+    const uint8_t* values = keys + (W ? 4 : 2) * call.size * kPositions;
+    size_t from[R], to[R];
+    bool same = true;
+    for (size_t r = 0; r < R; ++r) {
+        const int64_t first = call.first[row + r], last = call.last[row + r];
+        from[r] = size_t((first > start ? first : start) - start);
+        to[r] = last <= start || first >= end ? 0 : size_t((last < end ? last : end) - start);
+        same = same && from[r] == from[0] && to[r] == to[0];
+    }
+    scores<W, R>(call, row, keys);
+    float fades[R];
+    for (size_t r = 0; r < R; ++r)
+        if (from[r] < to[r]) fades[r] = soften(call, row + r, from[r], to[r]);
+    if (same) {
+        if (from[0] < to[0]) mix<W, R>(call, row, values, fades, from[0], to[0]);
+        return;
+    }
+    for (size_t r = 0; r < R; ++r)
+        if (from[r] < to[r]) mix<W, 1>(call, row + r, values, fades + r, from[r], to[r]);
+}
+
+template <bool W>
+void attend_over(const Attention& call) {
+    int64_t first = call.first[0], last = call.last[0];
+    for (size_t row = 0; row < call.rows; ++row) {
+        first = call.first[row] < first ? call.first[row] : first;
+        last = call.last[row] > last ? call.last[row] : last;
+        call.peak[row] = -__builtin_inff();
+        call.total[row] = 0;
+        for (size_t i = 0; i < call.padded; ++i) call.mixed[row * call.padded + i] = 0;
+    }
+    for (size_t page = size_t(first) / kPositions; page * kPositions < size_t(last); ++page) {
+        const uint8_t* keys = call.pages[page] + call.offset;
+        size_t row = 0;
+        for (; row + 2 <= call.rows; row += 2) page_tile<W, 2>(call, row, page, keys);
+        for (; row < call.rows; ++row) page_tile<W, 1>(call, row, page, keys);
+    }
+    for (size_t row = 0; row < call.rows; ++row) {
+        const __m256 total = _mm256_set1_ps(call.total[row]);
+        for (size_t i = 0; i < call.padded; i += 8) {
+            float* mixed = call.mixed + row * call.padded + i;
+            _mm256_storeu_ps(mixed, _mm256_div_ps(_mm256_loadu_ps(mixed), total));
+        }
+    }
+}
+
+void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : attend_over<false>(*call); }

@@ -1,0 +1,150 @@
+// Attention on Arm: see `Attention` in kernels.h for what it reads and writes.
+#include "neon.h"
+#include "neon_lanes.h"
+
+namespace bitnet::neon {
+namespace {
+
+// Elements from the `index`-th on of what a page holds: W for float32, else float16.
+template <bool W>
+float32x4_t held(const uint8_t* data, size_t index) {
+    if constexpr (W) return vld1q_f32(reinterpret_cast<const float*>(data) + index);
+    return from_half(vld1_u16(reinterpret_cast<const uint16_t*>(data) + index));
+}
+
+// Scores of R rows at a page's 32 positions, which stand side by side.
+template <bool W, size_t R>
+void scores(const Attention& call, size_t row, const uint8_t* keys) {
+    float32x4_t sums[R][8];
+#pragma GCC unroll 2
+    for (size_t r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (size_t v = 0; v < 8; ++v) sums[r][v] = vdupq_n_f32(0);
+    const float* queries = call.queries + row * call.padded;
+    for (size_t i = 0; i < call.size; ++i) {
+        float32x4_t query[R];
+#pragma GCC unroll 2
+        for (size_t r = 0; r < R; ++r) query[r] = vdupq_n_f32(queries[r * call.padded + i]);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < 8; ++v) {
+            const float32x4_t key = held<W>(keys, i * kPositions + 4 * v);
+#pragma GCC unroll 2
+            for (size_t r = 0; r < R; ++r) sums[r][v] = vfmaq_f32(sums[r][v], query[r], key);
+        }
+    }
+    for (size_t r = 0; r < R; ++r)
+        for (size_t v = 0; v < 8; ++v) vst1q_f32(call.weights + (row + r) * kPositions + 4 * v, sums[r][v]);
+}
+
+// Scores of one row as weights; what was mixed so far fades when a higher peak appears. Gives the fading.
+float soften(const Attention& call, size_t row, size_t from, size_t to) {
+    float* weights = call.weights + row * kPositions;
+    float peak = call.peak[row];
+    for (size_t i = from; i < to; ++i) peak = weights[i] > peak ? weights[i] : peak;
+    for (size_t i = 0; i < from; ++i) weights[i] = -__builtin_inff();
+    for (size_t i = to; i < kPositions; ++i) weights[i] = -__builtin_inff();
+    float32x4_t sum = vdupq_n_f32(0);
+    for (size_t i = 0; i < kPositions; i += 4) {
+        const float32x4_t score = vld1q_f32(weights + i);
+        const uint32x4_t seen = vmvnq_u32(vceqq_f32(score, vdupq_n_f32(-__builtin_inff())));
+        const uint32x4_t bits = vreinterpretq_u32_f32(exponential(vsubq_f32(score, vdupq_n_f32(peak))));
+        const float32x4_t weight = vreinterpretq_f32_u32(vandq_u32(bits, seen));
+        sum = vaddq_f32(sum, weight);
+        vst1q_f32(weights + i, weight);
+    }
+    const float fade = vgetq_lane_f32(exponential(vdupq_n_f32(call.peak[row] - peak)), 0);
+    call.peak[row] = peak;
+    call.total[row] = call.total[row] * fade + sum_of(sum);
+    return fade;
+}
+
+// Values of positions `from` to before `to`, weighted, onto V times 4 elements of what R rows have mixed.
+template <bool W, size_t R, size_t V>
+void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t at, const float* fades, size_t from,
+              size_t to) {
+    float32x4_t sums[R][V];
+    float* mixed = call.mixed + row * call.padded + at;
+    const float* weights = call.weights + row * kPositions;
+#pragma GCC unroll 2
+    for (size_t r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (size_t v = 0; v < V; ++v)
+            sums[r][v] = vmulq_f32(vld1q_f32(mixed + r * call.padded + 4 * v), vdupq_n_f32(fades[r]));
+    for (size_t position = from; position < to; ++position) {
+        float32x4_t weight[R];
+#pragma GCC unroll 2
+        for (size_t r = 0; r < R; ++r) weight[r] = vdupq_n_f32(weights[r * kPositions + position]);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < V; ++v) {
+            const float32x4_t value = held<W>(values, position * call.padded + at + 4 * v);
+#pragma GCC unroll 2
+            for (size_t r = 0; r < R; ++r) sums[r][v] = vfmaq_f32(sums[r][v], weight[r], value);
+        }
+    }
+    for (size_t r = 0; r < R; ++r)
+        for (size_t v = 0; v < V; ++v) vst1q_f32(mixed + r * call.padded + 4 * v, sums[r][v]);
+}
+
+template <bool W, size_t R>
+void mix(const Attention& call, size_t row, const uint8_t* values, const float* fades, size_t from, size_t to) {
+    size_t at = 0;
+    for (; at + 32 <= call.padded; at += 32) mix_part<W, R, 8>(call, row, values, at, fades, from, to);
+    if (at < call.padded) mix_part<W, R, 4>(call, row, values, at, fades, from, to);
+}
+
+// One page for R rows. Rows that see different parts of it are mixed one by one, so that what one does not see
+// cannot reach it, whatever it is.
+template <bool W, size_t R>
+void page_tile(const Attention& call, size_t row, size_t page, const uint8_t* keys) {
+    const int64_t start = int64_t(page * kPositions), end = start + int64_t(kPositions);
+    const uint8_t* values = keys + (W ? 4 : 2) * call.size * kPositions;
+    size_t from[R], to[R];
+    bool same = true;
+    for (size_t r = 0; r < R; ++r) {
+        const int64_t first = call.first[row + r], last = call.last[row + r];
+        from[r] = size_t((first > start ? first : start) - start);
+        to[r] = last <= start || first >= end ? 0 : size_t((last < end ? last : end) - start);
+        same = same && from[r] == from[0] && to[r] == to[0];
+    }
+    scores<W, R>(call, row, keys);
+    float fades[R];
+    for (size_t r = 0; r < R; ++r)
+        if (from[r] < to[r]) fades[r] = soften(call, row + r, from[r], to[r]);
+    if (same) {
+        if (from[0] < to[0]) mix<W, R>(call, row, values, fades, from[0], to[0]);
+        return;
+    }
+    for (size_t r = 0; r < R; ++r)
+        if (from[r] < to[r]) mix<W, 1>(call, row + r, values, fades + r, from[r], to[r]);
+}
+
+template <bool W>
+void attend_over(const Attention& call) {
+    int64_t first = call.first[0], last = call.last[0];
+    for (size_t row = 0; row < call.rows; ++row) {
+        first = call.first[row] < first ? call.first[row] : first;
+        last = call.last[row] > last ? call.last[row] : last;
+        call.peak[row] = -__builtin_inff();
+        call.total[row] = 0;
+        for (size_t i = 0; i < call.padded; ++i) call.mixed[row * call.padded + i] = 0;
+    }
+    for (size_t page = size_t(first) / kPositions; page * kPositions < size_t(last); ++page) {
+        const uint8_t* keys = call.pages[page] + call.offset;
+        size_t row = 0;
+        for (; row + 2 <= call.rows; row += 2) page_tile<W, 2>(call, row, page, keys);
+        for (; row < call.rows; ++row) page_tile<W, 1>(call, row, page, keys);
+    }
+    for (size_t row = 0; row < call.rows; ++row) {
+        const float32x4_t total = vdupq_n_f32(call.total[row]);
+        for (size_t i = 0; i < call.padded; i += 4) {
+            float* mixed = call.mixed + row * call.padded + i;
+            vst1q_f32(mixed, vdivq_f32(vld1q_f32(mixed), total));
+        }
+    }
+}
+
+}  // namespace
+
+void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : attend_over<false>(*call); }
+
+}  // namespace bitnet::neon
