@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from bitnet_core.model import Model, ModelSpec, Rope, Weight
+from bitnet_core.model import Model, ModelSpec, Weight
 from bitnet_core.tensor import TernaryTensor
+from bitnet_core.testing import SHAPES
 from bitnet_quant.cpu import _native
 
 
 def bitnet_2b(layers: int = 30) -> ModelSpec:
-    """The shape of the largest published BitNet."""
-    return ModelSpec(
-        family="bitnet",
-        vocab_size=128256,
-        hidden_size=2560,
-        ffn_size=6912,
-        layers=layers,
-        heads=20,
-        kv_heads=5,
-        head_size=128,
-        context=4096,
-        rope=Rope(theta=500_000.0, size=128),
-        norm_eps=1e-5,
-        activation="relu2",
-        sub_norms="block",
-        tied=True,
-    )
+    """The shape of the largest published BitNet, with as many of its layers as are wanted."""
+    return replace(SHAPES["2b4t"], layers=layers)
 
 
 def synthetic(spec: ModelSpec, seed: int = 0) -> Model:
