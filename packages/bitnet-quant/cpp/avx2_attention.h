@@ -1,4 +1,6 @@
 // The attention of avx2.cpp, which includes it where its own functions are known.
+constexpr size_t kLanes = 8;
+
 // Elements from the `index`-th on of what a page holds: W for float32, else float16.
 template <bool W>
 __m256 held(const uint8_t* data, size_t index) {
@@ -78,62 +80,14 @@ void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t a
         for (size_t v = 0; v < V; ++v) _mm256_storeu_ps(mixed + r * call.padded + 8 * v, sums[r][v]);
 }
 
-template <bool W, size_t R>
-void mix(const Attention& call, size_t row, const uint8_t* values, const float* fades, size_t from, size_t to) {
-    size_t at = 0;
-    for (; at + 32 <= call.padded; at += 32) mix_part<W, R, 4>(call, row, values, at, fades, from, to);
-    if (at < call.padded) mix_part<W, R, 2>(call, row, values, at, fades, from, to);
+void divide(float* values, size_t count, float by) {
+    const __m256 divisor = _mm256_set1_ps(by);
+    for (size_t i = 0; i < count; i += kLanes)
+        _mm256_storeu_ps(values + i, _mm256_div_ps(_mm256_loadu_ps(values + i), divisor));
 }
 
-// One page for R rows. Rows that see different parts of it are mixed one by one, so that what one does not see
-// cannot reach it, whatever it is.
-template <bool W, size_t R>
-void page_tile(const Attention& call, size_t row, size_t page, const uint8_t* keys) {
-    const int64_t start = int64_t(page * kPositions), end = start + int64_t(kPositions);
-    const uint8_t* values = keys + (W ? 4 : 2) * call.size * kPositions;
-    size_t from[R], to[R];
-    bool same = true;
-    for (size_t r = 0; r < R; ++r) {
-        const int64_t first = call.first[row + r], last = call.last[row + r];
-        from[r] = size_t((first > start ? first : start) - start);
-        to[r] = last <= start || first >= end ? 0 : size_t((last < end ? last : end) - start);
-        same = same && from[r] == from[0] && to[r] == to[0];
-    }
-    scores<W, R>(call, row, keys);
-    float fades[R];
-    for (size_t r = 0; r < R; ++r)
-        if (from[r] < to[r]) fades[r] = soften(call, row + r, from[r], to[r]);
-    if (same) {
-        if (from[0] < to[0]) mix<W, R>(call, row, values, fades, from[0], to[0]);
-        return;
-    }
-    for (size_t r = 0; r < R; ++r)
-        if (from[r] < to[r]) mix<W, 1>(call, row + r, values, fades + r, from[r], to[r]);
-}
+constexpr size_t kTall = 2, kLow = 2;
 
-template <bool W>
-void attend_over(const Attention& call) {
-    int64_t first = call.first[0], last = call.last[0];
-    for (size_t row = 0; row < call.rows; ++row) {
-        first = call.first[row] < first ? call.first[row] : first;
-        last = call.last[row] > last ? call.last[row] : last;
-        call.peak[row] = -__builtin_inff();
-        call.total[row] = 0;
-        for (size_t i = 0; i < call.padded; ++i) call.mixed[row * call.padded + i] = 0;
-    }
-    for (size_t page = size_t(first) / kPositions; page * kPositions < size_t(last); ++page) {
-        const uint8_t* keys = call.pages[page] + call.offset;
-        size_t row = 0;
-        for (; row + 2 <= call.rows; row += 2) page_tile<W, 2>(call, row, page, keys);
-        for (; row < call.rows; ++row) page_tile<W, 1>(call, row, page, keys);
-    }
-    for (size_t row = 0; row < call.rows; ++row) {
-        const __m256 total = _mm256_set1_ps(call.total[row]);
-        for (size_t i = 0; i < call.padded; i += 8) {
-            float* mixed = call.mixed + row * call.padded + i;
-            _mm256_storeu_ps(mixed, _mm256_div_ps(_mm256_loadu_ps(mixed), total));
-        }
-    }
-}
+#include "attention_pages.h"
 
 void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : attend_over<false>(*call); }
