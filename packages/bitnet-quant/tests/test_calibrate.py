@@ -13,6 +13,8 @@ import pytest
 import bitnet_core
 from bitnet_core import Model, Step, reference
 from bitnet_core.arithmetic import rms_norm
+from bitnet_core.cache import PagedCache
+from bitnet_core.decoder import Batch
 from bitnet_core.memory import Pool
 from bitnet_core.model import Tokens
 from bitnet_core.testing import random_model, some_tokens, tiny_spec
@@ -67,10 +69,12 @@ def test_the_layers_are_those_of_the_model_s_own_forward_pass() -> None:
     seen: list[npt.NDArray[np.float32]] = []
 
     class Listening(reference.NumpyOperations):
-        def _linear(self, name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        def _linear(
+            self, name: str, x: npt.NDArray[np.float32], batch: Batch[PagedCache]
+        ) -> npt.NDArray[np.float32]:
             if name == "layers.1.ffn.down":
                 seen.append(x)
-            return super()._linear(name, x)
+            return super()._linear(name, x, batch)
 
     runner = bitnet_core.decoder.Decoder(model.spec, Listening(model, Pool()))
     runner.forward([Step(tokens, runner.new_cache())])

@@ -17,13 +17,14 @@ from .errors import (
 )
 from .formats import load
 from .layouts import LAYOUTS
-from .model import Backend, Cache, Model, ModelSpec, Rope, Runner, Step, Weights
+from .model import Adapter, Backend, Cache, Model, ModelSpec, Reach, Rope, Runner, Step, Weights
 from .tensor import TernaryTensor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LAYOUTS",
+    "Adapter",
     "Ambiguous",
     "Backend",
     "BackendUnavailable",
@@ -37,6 +38,7 @@ __all__ = [
     "NotFound",
     "Offline",
     "OutOfMemory",
+    "Reach",
     "Rope",
     "Runner",
     "Step",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UnsupportedError
-from .model import Array, Cache, ModelSpec, Runner, Step, Tokens
+from .model import Adapter, Array, Cache, ModelSpec, Reach, Runner, Step, Tokens
 
 X = TypeVar("X")  # a backend's own array of activations, one row a token
 C = TypeVar("C", bound="PositionCache")
@@ -33,6 +34,7 @@ class Span(Generic[C]):
     rows: slice
     start: int  # the position of the first of them
     cache: C
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +61,17 @@ class Operations(Protocol[X, C]):
     def attend(self, layer: int, queries: X, keys: X, values: X, batch: Batch[C]) -> X:
         """Write keys and values into the caches, and attend over all that each sequence holds."""
 
-    def merge(self, layer: int, x: X, attended: X) -> X:
+    def merge(self, layer: int, x: X, attended: X, batch: Batch[C]) -> X:
         """x plus the output projection of what was attended to, with the norms around it."""
 
-    def feed(self, layer: int, x: X) -> X:
+    def feed(self, layer: int, x: X, batch: Batch[C]) -> X:
         """x plus the feed-forward, with the norms around it."""
 
     def states(self, x: X, rows: npt.NDArray[np.int64]) -> Array:
         """The final norm of some rows, as float32."""
 
-    def head(self, states: Array) -> Array:
-        """Logits of normed states, as float32."""
+    def head(self, states: Array, reaches: Sequence[Reach | None]) -> Array:
+        """Logits of normed states, as float32; what is beyond a row's reach may be -inf."""
 
     def close(self) -> None:
         """Give the memory back."""
@@ -81,6 +83,7 @@ class Decoder(Generic[X, C]):
     def __init__(self, spec: ModelSpec, operations: Operations[X, C]) -> None:
         self.spec = spec
         self._operations = operations
+        self._fitting: weakref.WeakSet[Adapter] = weakref.WeakSet()  # adapters whose shapes were looked at
 
     def new_cache(self) -> C:
         return self._operations.new_cache()
@@ -109,7 +112,7 @@ class Decoder(Generic[X, C]):
             self._check(number, step, seen)
             ids = np.asarray(step.tokens, np.int32)
             cache: C = step.cache  # type: ignore[assignment]  # a runner is given caches that it made
-            spans.append(Span(slice(first, first + len(ids)), cache.length, cache))
+            spans.append(Span(slice(first, first + len(ids)), cache.length, cache, step.adapter))
             tokens.append(ids)
             first += len(ids)
         positions = [span.start + np.arange(span.rows.stop - span.rows.start) for span in spans]
@@ -129,8 +132,25 @@ class Decoder(Generic[X, C]):
             raise ValueError(f"step {number}: expected want to be last, all, none or state, got {step.want!r}")
         if not hasattr(step.cache, "check_open"):
             raise UnsupportedError(f"step {number}: its cache was made by another backend")
+        if step.adapter is not None:
+            self._check_adapter(number, step.adapter)
         step.cache.check_open()
         seen.add(id(step.cache))
+
+    def _check_adapter(self, number: int, adapter: Adapter) -> None:
+        if adapter in self._fitting:
+            return
+        matrices = self.spec.projections()
+        for name, (down, up) in adapter.weights.items():
+            layer, _, projection = name.removeprefix("layers.").partition(".")
+            known = layer.isdecimal() and int(layer) < self.spec.layers and projection in matrices
+            shape = matrices[projection] if known else ()
+            if (up.shape[0], down.shape[1]) != shape or up.shape[1] != down.shape[0]:
+                raise ValueError(
+                    f"step {number}: adapter {adapter.name!r}: {name}: expected a projection of the model, with down "
+                    f"(rank, in) and up (out, rank) for {shape}, got {down.shape} and {up.shape}"
+                )
+        self._fitting.add(adapter)
 
     def _run(self, steps: Sequence[Step], batch: Batch[C]) -> list[Array | None]:
         ops = self._operations
@@ -140,7 +160,7 @@ class Decoder(Generic[X, C]):
         for layer in range(self.spec.layers):
             queries, keys, values = ops.project(layer, x, batch)
             attended = ops.attend(layer, queries, keys, values, batch)
-            x = ops.feed(layer, ops.merge(layer, x, attended))
+            x = ops.feed(layer, ops.merge(layer, x, attended, batch), batch)
         return self._scatter(steps, batch, x)
 
     def _scatter(self, steps: Sequence[Step], batch: Batch[C], x: X) -> list[Array | None]:
@@ -152,7 +172,10 @@ class Decoder(Generic[X, C]):
         states = self._operations.states(x, wanted)
         ends = np.cumsum([len(part) for part in rows])
         needs_head = np.repeat([step.want != "state" for step in steps], [len(part) for part in rows])
-        logits = self._operations.head(states[needs_head]) if needs_head.any() else states[:0]
+        reaches = [
+            step.reach for step, part in zip(steps, rows, strict=True) if step.want != "state" for _ in range(len(part))
+        ]
+        logits = self._operations.head(states[needs_head], reaches) if reaches else states[:0]
         place = np.cumsum(needs_head) - 1  # where a row of states stands among the logits
         results: list[Array | None] = []
         for step, end, count in zip(steps, ends, map(len, rows), strict=True):

@@ -181,6 +181,27 @@ class Cache(Protocol):
         """Give the pages back; the cache cannot be used any more. Closing twice does nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The logits that a sampler can come to: the `best` highest, and all within `margin` of the highest."""
+
+    best: int = 1
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Adapter:
+    """Low-rank changes of some projections, over one base that many adapters share; compared by identity.
+
+    A projection `y = W x` becomes `y = W x + up (down x)`, where x is its input as floats: after every norm in front
+    of it, and before it is quantized.
+    """
+
+    name: str
+    # "layers.3.attn.q": down (rank, in features) and up (out features, rank) with the scale multiplied in; float32.
+    weights: Mapping[str, tuple[Array, Array]]
+
+
 class Step(NamedTuple):
     """Tokens to append to one sequence, and what is wanted back."""
 
@@ -188,6 +209,9 @@ class Step(NamedTuple):
     cache: Cache
     # Logits of the last token, of all, of none; or the last token's state after the final norm.
     want: Literal["last", "all", "none", "state"] = "last"
+    # Logits within reach are exact, ties included; any other may be -inf, which saves reading their rows. None: all.
+    reach: Reach | None = None
+    adapter: Adapter | None = None
 
 
 class Runner(Protocol):

@@ -6,7 +6,7 @@ result is does not depend on how a batch was cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from .arithmetic import ACTIVATIONS, absmax, rms_norm, rotate
 from .cache import CachePages, PagedCache
 from .decoder import Batch, Decoder, Span
 from .memory import Buffer, Pool
-from .model import Array, Backend, Model, Runner, Tokens
+from .model import Array, Backend, Model, Reach, Runner, Tokens
 from .pages import Pages
 from .tensor import TernaryTensor
 
@@ -124,7 +124,8 @@ class NumpyOperations:
         spec = self.spec
         normed = self._norm(x, f"layers.{layer}.attn.norm")
         queries, keys, values = (
-            self._linear(f"layers.{layer}.attn.{name}", normed).reshape(len(x), -1, spec.head_size) for name in "qkv"
+            self._linear(f"layers.{layer}.attn.{name}", normed, batch).reshape(len(x), -1, spec.head_size)
+            for name in "qkv"
         )
         if spec.qk_norm:
             queries = self._norm(queries, f"layers.{layer}.attn.q_norm")
@@ -143,35 +144,42 @@ class NumpyOperations:
                 attended[rows] = self._attention(layer, queries[rows], *held, batch.positions[rows])
         return attended
 
-    def merge(self, layer: int, x: Array, attended: Array) -> Array:
+    def merge(self, layer: int, x: Array, attended: Array, batch: Batch[PagedCache]) -> Array:
         if self.spec.sub_norms == "block":
             attended = self._norm(attended, f"layers.{layer}.attn.sub_norm", self.spec.sub_norm_eps)
-        return self._add(x, self._linear(f"layers.{layer}.attn.o", attended), f"layers.{layer}.attn.post_norm")
+        return self._add(x, self._linear(f"layers.{layer}.attn.o", attended, batch), f"layers.{layer}.attn.post_norm")
 
-    def feed(self, layer: int, x: Array) -> Array:
+    def feed(self, layer: int, x: Array, batch: Batch[PagedCache]) -> Array:
         normed = self._norm(x, f"layers.{layer}.ffn.norm")
-        gate = ACTIVATIONS[self.spec.activation](self._linear(f"layers.{layer}.ffn.gate", normed))
-        inner = gate * self._linear(f"layers.{layer}.ffn.up", normed)
+        gate = ACTIVATIONS[self.spec.activation](self._linear(f"layers.{layer}.ffn.gate", normed, batch))
+        inner = gate * self._linear(f"layers.{layer}.ffn.up", normed, batch)
         if self.spec.sub_norms == "block":
             inner = self._norm(inner, f"layers.{layer}.ffn.sub_norm", self.spec.sub_norm_eps)
-        return self._add(x, self._linear(f"layers.{layer}.ffn.down", inner), f"layers.{layer}.ffn.post_norm")
+        return self._add(x, self._linear(f"layers.{layer}.ffn.down", inner, batch), f"layers.{layer}.ffn.post_norm")
 
     def states(self, x: Array, rows: npt.NDArray[np.int64]) -> Array:
         return self._norm(x[rows], "norm")
 
-    def head(self, states: Array) -> Array:
+    def head(self, states: Array, reaches: Sequence[Reach | None]) -> Array:
+        del reaches  # every logit is exact
         matrix = self._matrices["embedding" if self.spec.tied else "head"]
         return matrix.times(states * np.float32(self.spec.logit_scale), "float")
 
     def _norm(self, x: Array, name: str, eps: float | None = None) -> Array:
         return rms_norm(x, self._vectors[name], self.spec.norm_eps if eps is None else eps)
 
-    def _linear(self, name: str, x: Array) -> Array:
+    def _linear(self, name: str, x: Array, batch: Batch[PagedCache]) -> Array:
         if self.spec.sub_norms == "projection":
             x = self._norm(x, f"{name}.norm", self.spec.sub_norm_eps)
         y = self._matrices[name].times(x, self.spec.inputs)
         bias = self._vectors.get(f"{name}.bias")
-        return y if bias is None else y + bias
+        if bias is not None:
+            y = y + bias
+        for span in batch.spans:
+            if span.adapter is not None and name in span.adapter.weights:
+                down, up = span.adapter.weights[name]
+                y[span.rows] += _float32(x[span.rows].astype(np.float64) @ down.T @ up.T)
+        return y
 
     def _add(self, x: Array, change: Array, post_norm: str) -> Array:
         if self.spec.post_norms:

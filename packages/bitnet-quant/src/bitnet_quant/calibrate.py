@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_core.cache import PagedCache
 from bitnet_core.decoder import Batch, Span
 from bitnet_core.memory import Pool
 from bitnet_core.model import ATTENTION, FFN, Array, Model, ModelSpec, Tokens
@@ -83,7 +84,7 @@ class _Watched(NumpyOperations):
         super().__init__(model, pool)
         self.sums: dict[str, Sums] = {}
 
-    def _linear(self, name: str, x: Array) -> Array:
+    def _linear(self, name: str, x: Array, batch: Batch[PagedCache]) -> Array:
         inner = name.split(".", 2)[2]
         if inner == source_of(inner, self.spec):
             normed = self._norm(x, f"{name}.norm", self.spec.sub_norm_eps) if self._normed else x
@@ -93,7 +94,7 @@ class _Watched(NumpyOperations):
                 self.sums[inner] = wide.T @ wide
             else:
                 held += wide.T @ wide
-        return super()._linear(name, x)
+        return super()._linear(name, x, batch)
 
     @property
     def _normed(self) -> bool:
@@ -118,7 +119,7 @@ def _through(operations: _Watched, layer: int, x: Array, window: Tokens) -> Arra
         cache.extend(len(window))
         batch = Batch(window, np.arange(len(window), dtype=np.int64), (Span(slice(0, len(window)), 0, cache),))
         attended = operations.attend(layer, *operations.project(layer, x, batch), batch)
-        return operations.feed(layer, operations.merge(layer, x, attended))
+        return operations.feed(layer, operations.merge(layer, x, attended, batch), batch)
     finally:
         cache.close()
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from bitnet_core.cache import CachePages, PagedCache
 from bitnet_core.decoder import Batch
+from bitnet_core.errors import UnsupportedError
 from bitnet_core.memory import Buffer, Pool
-from bitnet_core.model import Array, Model, ModelSpec, Tokens
+from bitnet_core.model import Array, Model, ModelSpec, Reach, Tokens
 from bitnet_core.pages import Pages
 
 from . import _native
@@ -73,11 +74,13 @@ class CpuOperations:
         self._open().attend(layer, queries, keys, values, attended)
         return attended
 
-    def merge(self, layer: int, x: Array, attended: Array) -> Array:
+    def merge(self, layer: int, x: Array, attended: Array, batch: Batch[PagedCache]) -> Array:
+        del batch
         self._open().merge(layer, x, attended)
         return x
 
-    def feed(self, layer: int, x: Array) -> Array:
+    def feed(self, layer: int, x: Array, batch: Batch[PagedCache]) -> Array:
+        del batch
         self._open().feed(layer, x)
         return x
 
@@ -86,7 +89,8 @@ class CpuOperations:
         self._open().states(x, rows, states)
         return states
 
-    def head(self, states: Array) -> Array:
+    def head(self, states: Array, reaches: Sequence[Reach | None]) -> Array:
+        del reaches  # every row is read
         logits = np.empty((len(states), self.spec.vocab_size), np.float32)
         self._open().head(np.ascontiguousarray(states * np.float32(self.spec.logit_scale)), logits)
         return logits
@@ -109,6 +113,8 @@ class CpuOperations:
     def _begin(self, engine: _native.Engine, batch: Batch[PagedCache]) -> None:
         """Tell the engine whose tokens these are, and where the pages lie."""
         self._batch = None
+        if any(span.adapter is not None for span in batch.spans):
+            raise UnsupportedError("backend 'cpu' runs no adapters; the numpy backend does")
         sequences = [(span.rows.start, span.rows.stop - span.rows.start, span.start) for span in batch.spans]
         tables = [span.cache.table for span in batch.spans]
         engine.begin(np.array(sequences, np.int64).reshape(-1, 3), self._addresses(tables))
