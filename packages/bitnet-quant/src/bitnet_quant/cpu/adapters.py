@@ -23,7 +23,7 @@ class _Placed:
     """One adapter as the engine takes it, and the memory under it."""
 
     native: _native.Adapter
-    buffers: list[Buffer]
+    buffer: Buffer
 
 
 class AdapterPlaces:
@@ -45,23 +45,30 @@ class AdapterPlaces:
     def close(self) -> None:
         """Give the memory back; the engine must not be used any more."""
         for placed in self._placed.values():
-            for buffer in placed.buffers:
-                buffer.close()
+            placed.buffer.close()
         self._placed.clear()
 
     def _place(self, adapter: Adapter) -> _Placed:
-        placed = _Placed(_native.Adapter(self._shape), [])
-        for name, (down, up) in adapter.weights.items():
-            if not len(down):
-                continue
+        changes = {name: _parts(down, up) for name, (down, up) in adapter.weights.items() if len(down)}
+        # One block, which the system may give huge pages; what stands in it is read in this order.
+        buffer = self._pool.take(sum(_padded(part) for parts in changes.values() for part in parts), np.uint8)
+        native, room = _native.Adapter(self._shape), buffer.array
+        for name, parts in changes.items():
             _, layer, projection = name.split(".", 2)
-            first, second = _stored(down), _stored(up.T)
-            scale = np.ldexp(np.float32(1), first.exponents + second.exponents)
-            parts = (first.values, _in_groups(second.values), scale)
-            buffer = self._pool.take(sum(map(_padded, parts)), np.uint8)
-            placed.buffers.append(buffer)
-            placed.native.set(int(layer), self._which[projection], *_filled(buffer.array, parts))
-        return placed
+            down, up, scale = _filled(room, parts)
+            native.set(int(layer), self._which[projection], down, up, scale.view(np.float32))
+            room = room[sum(map(_padded, parts)) :]
+        return _Placed(native, buffer)
+
+
+_Parts = tuple[npt.NDArray[np.floating], npt.NDArray[np.floating], Array]
+
+
+def _parts(down: Array, up: Array) -> _Parts:
+    """Both matrices of a change in kernel order, and what their products are multiplied by."""
+    first, second = _stored(down), _stored(up.T)
+    scale = np.ldexp(np.float32(1), first.exponents + second.exponents)
+    return first.values, _in_groups(second.values), scale
 
 
 class _Matrix(NamedTuple):
@@ -90,17 +97,15 @@ def _in_groups(by_rank: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     return padded.reshape(rank, -1, _native.ROWS).transpose(1, 0, 2)
 
 
-def _filled(
-    room: npt.NDArray[np.uint8], parts: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating], Array]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Array]:
-    """The parts in one block of memory, behind one another."""
+def _filled(room: npt.NDArray[np.uint8], parts: _Parts) -> list[npt.NDArray[np.uint8]]:
+    """The parts' bytes behind one another, as views of the room."""
     views = []
     for part in parts:
         view = room[: part.nbytes]
         view.view(part.dtype).reshape(part.shape)[...] = part
         views.append(view)
         room = room[_padded(part) :]
-    return views[0], views[1], views[2].view(np.float32)
+    return views
 
 
 def _padded(part: npt.NDArray[np.floating]) -> int:
