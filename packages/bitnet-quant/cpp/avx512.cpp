@@ -341,6 +341,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 }
 
 #include "avx512_attention.h"
+#include "avx512_spread.h"
 
 }  // namespace
 
@@ -356,6 +357,7 @@ const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, 
 #endif
                              bytes,
                              dense,
+                             spread,
                              finish,
                              norm,
                              largest,

@@ -29,6 +29,9 @@ constexpr size_t bytes_of(Order order) { return order == Order::two_bits ? 256 :
 constexpr float largest_of(size_t planes) { return planes == 1 ? 127.0f : planes == 2 ? 32639.0f : 8355711.0f; }
 
 enum class Float : uint8_t { f16, bf16, f32 };
+
+constexpr size_t width_of(Float kind) { return kind == Float::f32 ? 4 : 2; }  // bytes
+
 enum class Gate : uint8_t { relu2, silu, gelu };
 
 // Queries of one head of keys, which share its pages. A page holds keys as (size, kPositions) and values as
@@ -70,6 +73,9 @@ struct Kernels {
     // Floats: out (tokens, 64) = up to 64 rows of `columns`, `row_bytes` apart, times x.
     void (*dense)(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_t columns, const float* x,
                   size_t stride, size_t tokens, float* out);
+    // Adapters: out (tokens, 64) = the sums over `rank` of weights (tokens, rank) times rows of 64, float16 or float32.
+    void (*spread)(const uint8_t* rows, Float kind, size_t rank, const float* weights, size_t stride, size_t tokens,
+                   float* out);
     // 64 sums of each of `planes` digits, base 256 and the highest first, as floats times scale / divisor;
     // `step` is 0 for one scale and 1 for one a row. Added to out, or put there.
     void (*finish)(const int32_t* sums, size_t planes, const float* scale, size_t step, float divisor, bool add,

@@ -15,7 +15,7 @@ from .errors import (
     TemplateError,
     UnsupportedError,
 )
-from .formats import load
+from .formats import load, load_adapter, save_adapter
 from .layouts import LAYOUTS
 from .model import Adapter, Backend, Cache, CacheStats, Model, ModelSpec, Reach, Rope, Runner, Step, Weights
 from .tensor import TernaryTensor
@@ -50,4 +50,6 @@ __all__ = [
     "backends",
     "generate",
     "load",
+    "load_adapter",
+    "save_adapter",
 ]
