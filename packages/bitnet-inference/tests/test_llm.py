@@ -117,6 +117,22 @@ class TestText:
         assert reply.finish_reason == "stop"
         assert reply.tokens == (comma,)
 
+    def test_a_stop_string_that_is_a_special_token_ends_the_text(self, llm: LLM) -> None:
+        end = min(llm.tokenizer.eos)
+
+        def only(tokens: list[int], logits: Any) -> Any:
+            return np.where(np.arange(len(logits)) == end, np.float32(0), np.float32(-np.inf))
+
+        [word] = [text for text, token in llm.tokenizer.special_tokens.items() if token == end]
+        reply = llm.generate(ONCE, stop=word, ignore_eos=True, processors=(only,))
+        assert reply == ""
+        assert reply.finish_reason == "stop"
+
+    def test_a_text_that_may_not_repeat_does_not(self, llm: LLM) -> None:
+        free = llm.generate("Lily saw a big dog.", max_tokens=30, temperature=0)
+        bound = llm.generate("Lily saw a big dog.", max_tokens=30, temperature=0, dry_multiplier=5.0)
+        assert free.count("a long tail") > bound.count("a long tail")
+
     def test_logprobs_come_with_the_tokens_text(self, llm: LLM) -> None:
         reply = llm.generate(ONCE, temperature=0, max_tokens=5, logprobs=3, prompt_logprobs=1)
         assert "".join(one.text for one in reply.logprobs) == reply

@@ -484,7 +484,9 @@ def test_reach_is_as_short_as_the_settings_allow(fields: dict[str, Any], reach: 
     assert sampler(100, prompt=[1, 2, 3], eos=[9], **fields).reach() == reach
 
 
-@pytest.mark.parametrize("fields", [{"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 10.0}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 10.0}], ids=str
+)
 def test_reach_ahead_sees_what_is_left_when_the_best_were_taken(fields: dict[str, Any]) -> None:
     logits = np.linspace(1.0, 0.9, 50).astype(np.float32)
     one = sampler(50, temperature=0, **fields)
@@ -601,10 +603,13 @@ def test_log_probabilities_of_equals_are_in_the_order_of_their_ids() -> None:
     assert [token for token, _ in score(np.zeros(300, np.float32), 5, 4).top] == [0, 1, 2, 3]
 
 
-def test_a_token_that_cannot_be_has_no_log_probability() -> None:
-    logits = np.array([0, -np.inf], np.float32)
+@pytest.mark.parametrize("size", [2, 3000])
+def test_a_token_that_cannot_be_is_not_among_the_best(size: int) -> None:
+    logits = np.full(size, -np.inf, np.float32)
+    logits[0] = 5
     assert score(logits, 1).logprob == -math.inf
-    assert score(logits, 0, 2).top == ((0, 0.0), (1, -math.inf))
+    assert score(logits, 0, 20).top == ((0, 0.0),)
+    assert truncation.pool(logits, Sampling(top_k=20)).draw(0.999) == 0
 
 
 # --- what cannot be

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict
 
 import jsonschema
@@ -253,6 +254,13 @@ def test_text_drawn_at_random_matches_its_regex(pattern: str, stories: Tokenizer
         assert re.fullmatch(pattern, form.parse(text))
 
 
+def test_flags_of_a_compiled_regex_are_kept(stories: Tokenizer, vocabulary: Vocabulary) -> None:
+    form = Form.of(re.compile("[a-c]{8}.d", re.IGNORECASE | re.DOTALL))
+    texts = [draw(stories, vocabulary.constraint(form), seed) for seed in range(10)]
+    assert all(re.fullmatch("[a-cA-C]{8}(.|\n)[dD]", text) for text in texts)
+    assert any(text != text.lower() for text in texts)
+
+
 def test_text_drawn_at_random_is_of_its_grammar(stories: Tokenizer, vocabulary: Vocabulary) -> None:
     form = Form.lark('start: sum\nsum: term ("+" term)*\nterm: /[0-9]{1,3}/ | "(" sum ")"')
     for seed in range(10):
@@ -294,6 +302,24 @@ def test_masks_cover_models_with_more_rows_than_tokens(stories: Tokenizer, vocab
         size = stories.vocab_size + extra
         text = draw(stories, vocabulary.constraint(Form.choices(["yes", "no"])), 3, size=size)
         assert text in ("yes", "no")
+
+
+def test_text_that_must_come_is_written_with_the_models_own_words(data: Path) -> None:
+    text = "the little girl was happy"
+    for tokenizer in (
+        Tokenizer.from_folder(data / "models" / "bitllama2c-1M-hf"),
+        Tokenizer.from_folder(STORIES),
+        Tokenizer.from_file(data / "tokenizers" / "llama2" / "tokenizer.model"),
+    ):
+        assert tokenizer is not None
+        matcher = Vocabulary(tokenizer).constraint(Form.choices([text]))
+        tokens: list[int] = []
+        while not matcher.finished:
+            allowed = np.flatnonzero(np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")).tolist()
+            tokens.append(max(allowed, key=lambda id_: len(tokenizer.token_bytes(id_))))
+            matcher.accept(tokens[-1])
+        assert b"".join(map(tokenizer.token_bytes, tokens)) == text.encode()
+        assert len(tokens) <= len(tokenizer.encode(text, bos=False)) + 1
 
 
 def test_tokens_that_the_model_has_no_rows_for_never_come(stories: Tokenizer) -> None:
@@ -417,6 +443,11 @@ BAD_SCHEMAS: list[tuple[Any, str]] = [
     ({"enum": nested_list(10_000)}, "expected at most 32 schemas inside of each other"),
     ({"enum": list(range(5000))}, "schema: expected at most 5000 values"),
     ({"const": "x" * 300_000}, "schema: expected at most 262144 bytes"),
+    ({"minimum": 10**5000}, "schema.minimum: expected a number of at most 1024 bits, got 16610 bits"),
+    ({"const": "\ud800"}, "schema.const: expected Unicode text without lone surrogates"),
+    ({"properties": {"\ud800": {}}}, "schema.properties: expected Unicode text without lone surrogates"),
+    ({"pattern": "\ud800"}, "schema.pattern: expected Unicode text without lone surrogates"),
+    ({"x-guidance": {"nothing": 1}}, "schema: cannot be made a grammar: unknown field"),
     ([], "schema: expected an object, got list"),
     (None, "schema: expected an object, got NoneType"),
     ("{", "schema: expected JSON"),
@@ -446,6 +477,7 @@ def test_a_bad_schema_is_one_error_with_its_path(number: int, vocabulary: Vocabu
         (r"(a)\1", "regex: cannot be made a grammar: backreferences are not supported"),
         ("", "regex: expected 1..4096 characters, got 0"),
         ("a" * 4097, "regex: expected 1..4096 characters, got 4097"),
+        ("\ud800", "regex: expected Unicode text without lone surrogates"),
         (5, "regex: expected a string, got int"),
     ],
     ids=lambda value: str(value)[:20],
@@ -456,7 +488,7 @@ def test_a_bad_regex_is_one_error(pattern: Any, message: str, vocabulary: Vocabu
 
 @pytest.mark.parametrize(
     "grammar",
-    ["start: (", "start: start", "start: nobody", 'x: "a"', "start: @other", "", 5, "x" * 100_000],
+    ["start: (", "start: start", "start: nobody", 'x: "a"', "start: @other", 'start: "\ud800"', "", 5, "x" * 100_000],
     ids=lambda value: str(value)[:20],
 )
 def test_a_bad_grammar_is_one_error(grammar: Any, vocabulary: Vocabulary) -> None:
@@ -464,7 +496,7 @@ def test_a_bad_grammar_is_one_error(grammar: Any, vocabulary: Vocabulary) -> Non
 
 
 @pytest.mark.parametrize(
-    "choices", [[], ["a", ""], [1], ["x"] * 1001, ["x" * 70_000]], ids=lambda value: str(value)[:20]
+    "choices", [[], ["a", ""], [1], ["x"] * 1001, ["x" * 70_000], ["\ud800"]], ids=lambda value: str(value)[:20]
 )
 def test_bad_choices_are_one_error(choices: Any, vocabulary: Vocabulary) -> None:
     assert "choices: expected" in refused(vocabulary, lambda: Form.of(choices))
@@ -605,6 +637,13 @@ def test_objects_of_a_type_take_no_other_keys() -> None:
         assert schema is not None
         named = schema if "properties" in schema else schema["$defs"][kind.__name__]
         assert named["additionalProperties"] is False
+
+
+def test_a_schema_may_be_of_mappings_of_any_kind_and_is_the_callers_no_more() -> None:
+    inner = {"a": {"type": "null"}}
+    form = Form.json(MappingProxyType({"properties": MappingProxyType(inner)}))
+    inner.clear()
+    assert form.schema == {"properties": {"a": {"type": "null"}}}
 
 
 def test_a_form_is_taken_as_it_is() -> None:

@@ -306,8 +306,9 @@ def test_a_text_of_calls_without_end_has_a_bounded_number() -> None:
     assert BOX.parse('<tool_call>{"a": "' * 20_000) == []
 
 
-def test_without_tools_json_is_no_call() -> None:
-    assert Toolbox().parse('{"name": "now", "arguments": {}}') == []
+def test_without_tools_there_are_no_calls() -> None:
+    assert Toolbox().parse(NOW_JSON) == []
+    assert Toolbox().parse(f"<tool_call>{NOW_JSON}</tool_call>") == []
 
 
 @given(st.text('<tool_call>{}[]":, nameargumtsw\\/\n;`json', max_size=200) | st.text(max_size=100))

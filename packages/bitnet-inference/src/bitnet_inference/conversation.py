@@ -65,9 +65,10 @@ class Conversation:
                     writing.close()
                     self.last = writing.reply
                     self.messages.append(_message(self.last))
-            if not self.last.tool_calls:
-                return
-            for call in self.last.tool_calls:
+            calls = self.last.tool_calls
+            if not calls or not all(self.toolbox.can_run(call.name) for call in calls):
+                return  # what has no function here is for the caller to answer
+            for call in calls:
                 answer = self.toolbox.run(call)
                 self.messages.append({"role": "tool", "name": call.name, "tool_call_id": call.id, "content": answer})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, Self, TypeGuard, Unpack, cast, overload
@@ -26,6 +26,7 @@ from .engine import Engine
 from .likelihood import Perplexity, Score
 from .observer import Observer
 from .options import Options
+from .penalties import breaker_tokens
 from .prompts import Prompt, Prompts
 from .reply import Reply
 from .request import Request
@@ -90,7 +91,6 @@ class LLM:
             self._placed = stack.pop_all()
         self._prompts = Prompts(self.model, self.name)
         self._adapters: dict[str, Adapter] = {}
-        self._words: Vocabulary | None = None
         self._lock = Lock()
 
     @property
@@ -283,25 +283,25 @@ class LLM:
         options.check(wishes)
         tokenizer = self.model.tokenizer
         form = self._form(wishes, toolbox, tool_choice)
-        request = self._request(tokens, wishes, form)
+        request = self._request(tokens, wishes, form, continues=continues)
         reader = None
         if form is not None or toolbox:
             reader = partial(_read, form, toolbox)
         return Writing(self._engine.submit(request), request, tokenizer, continues=continues, read=reader)
 
-    def _request(self, tokens: Tokens, wishes: Mapping[str, Any], form: Form | None) -> Request:
-        sampling = options.sampling_of(wishes, self.model)
+    def _request(self, tokens: Tokens, wishes: Mapping[str, Any], form: Form | None, *, continues: bool) -> Request:
+        sampling = options.sampling_of(wishes, self.model, lambda: self._breakers)
         tokenizer = self.model.tokenizer
         if sampling.stop and tokenizer is None:
             raise UnsupportedError(f"{self.name}: stop strings need a tokenizer, and the model has none")
-        first = None if form is None else self._vocabulary().constraint(form)
+        first = None if form is None else self._vocabulary.constraint(form)
         return Request(
             prompt=tokens,
             sampling=sampling,
             eos=tokenizer.eos if tokenizer else frozenset(),
             adapter=self._adapter(wishes.get("adapter")),
             constraint=None if first is None else first.fork,
-            stopper=partial(_stopper, tokenizer, sampling) if tokenizer and sampling.stop else None,
+            stopper=partial(_stopper, tokenizer, sampling, continues) if tokenizer and sampling.stop else None,
             **{name: wishes[name] for name in _OF_REQUEST if name in wishes},
         )
 
@@ -314,11 +314,13 @@ class LLM:
             return toolbox.form(None if tool_choice == "required" else tool_choice)
         return None if wanted is None else Form.of(wanted)
 
+    @cached_property
     def _vocabulary(self) -> Vocabulary:
-        with self._lock:
-            if self._words is None:
-                self._words = Vocabulary(self.tokenizer, self.model.spec.vocab_size)
-            return self._words
+        return Vocabulary(self.tokenizer, self.model.spec.vocab_size)
+
+    @cached_property
+    def _breakers(self) -> frozenset[int]:
+        return breaker_tokens(self.tokenizer)
 
     def _adapter(self, wanted: str | Adapter | None) -> Adapter | None:
         if not isinstance(wanted, str):
@@ -346,8 +348,10 @@ def _is_several(prompt: Any) -> TypeGuard[list[Prompt]]:
     return isinstance(prompt, list | tuple) and bool(prompt) and not isinstance(prompt[0], int | np.integer)
 
 
-def _stopper(tokenizer: Tokenizer, sampling: Sampling) -> Callable[[int], str | None]:
-    stops = TextStops(tokenizer, sampling.stop, include=sampling.include_stop)
+def _stopper(tokenizer: Tokenizer, sampling: Sampling, continues: bool) -> Callable[[int], str | None]:
+    stops = TextStops(
+        tokenizer, sampling.stop, include=sampling.include_stop, continues=continues, min_tokens=sampling.min_tokens
+    )
     return lambda token: "stop" if stops.feed(token)[1] else None
 
 

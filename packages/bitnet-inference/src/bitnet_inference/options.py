@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any, Literal, TypedDict
 
 from bitnet_core.model import Adapter, Model
@@ -64,8 +64,11 @@ def check(options: Mapping[str, Any]) -> None:
             raise TypeError(f"no option {name!r}{hint}")
 
 
-def sampling_of(options: Mapping[str, Any], model: Model) -> Sampling:
-    """How a text is sampled: what the caller says, over what the model's makers advise."""
+def sampling_of(options: Mapping[str, Any], model: Model, breakers: Callable[[], frozenset[int]]) -> Sampling:
+    """How a text is sampled: what the caller says, over what the model's makers advise.
+
+    `breakers` gives the tokens that no repetition runs across, where the caller names none.
+    """
     given = {name: value for name, value in options.items() if name in _SAMPLING}
     whole = options.get("sampling")
     if whole is not None:
@@ -73,8 +76,25 @@ def sampling_of(options: Mapping[str, Any], model: Model) -> Sampling:
             raise TypeError(f"expected sampling, or its settings one by one, got both: sampling and {', '.join(given)}")
         if not isinstance(whole, Sampling):
             raise TypeError(f"sampling: expected a Sampling, got {type(whole).__name__}")
-        return whole
+        return _resolved(whole, model, breakers)
     advice: dict[str, Any] = dict(model.sampling) or dict(_USUAL)
     if "top_k" in advice:
         advice["top_k"] = int(advice["top_k"])
-    return Sampling(**{**advice, **given})
+    return _resolved(Sampling(**{**advice, **given}), model, breakers)
+
+
+def _resolved(sampling: Sampling, model: Model, breakers: Callable[[], frozenset[int]]) -> Sampling:
+    """What only a tokenizer can tell: stop strings that are one token, and what no repetition runs across."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return sampling
+    special = tokenizer.special_tokens
+    if found := [text for text in sampling.stop if text in special]:
+        # Special tokens are no text: as strings they would never be found.
+        stops = sampling.stop_tokens | {special[text] for text in found}
+        sampling = replace(
+            sampling, stop=tuple(text for text in sampling.stop if text not in special), stop_tokens=stops
+        )
+    if sampling.dry_multiplier and sampling.dry_breakers is None:
+        sampling = replace(sampling, dry_breakers=breakers())
+    return sampling

@@ -161,7 +161,8 @@ class Scheduler:
         except OutOfMemory:
             return self._begin(sequence, match) if self.prefixes.evict() else None
         stats = self.room.stats()
-        need = stats.pages(sequence.count + _AHEAD) - match.ready // stats.positions
+        # A page for each that decodes, lest this one is sent away again as soon as one of them grows.
+        need = stats.pages(sequence.count + _AHEAD) - match.ready // stats.positions + len(self.decoding)
         need += sum(stats.pages(other.count + _AHEAD) - stats.pages(other.held) for other in self.prompting)
         while self.room.left() < need:
             if not self.prefixes.evict():

@@ -20,6 +20,7 @@ SIZE_LIMIT = 256 << 10  # bytes, written
 PATTERN_LIMIT = 4096  # characters
 REPEAT_LIMIT = 2000  # of a pattern's counted repetitions, those inside of others multiplied
 _SHOWN = 200
+_BITS = 1024  # of a whole number, as many as the largest float has
 
 # Keywords whose value is a schema, a list of schemas, or schemas by name.
 _ONE = ("items", "additionalItems", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
@@ -33,7 +34,7 @@ def refusal(where: str, expected: str, got: object) -> ValueError:
 
 
 def check_schema(schema: object, where: str = "schema") -> Schema:
-    """The schema, where it is an object of a size that can be compiled in time."""
+    """A copy of the schema, where it is an object of a size that can be compiled in time."""
     if not isinstance(schema, Mapping):
         raise refusal(where, "an object", type(schema).__name__)
     nodes = 0
@@ -48,10 +49,11 @@ def check_schema(schema: object, where: str = "schema") -> Schema:
             break
     else:
         raise refusal(level[0][0][:_SHOWN], f"at most {DEPTH_LIMIT} schemas inside of each other", "more")
-    size = len(json.dumps(schema))
-    if size > SIZE_LIMIT:
-        raise refusal(where, f"at most {SIZE_LIMIT} bytes", f"{size} bytes")
-    return schema
+    written = json.dumps(schema, default=dict)  # mappings of any kind become objects
+    if len(written) > SIZE_LIMIT:
+        raise refusal(where, f"at most {SIZE_LIMIT} bytes", f"{len(written)} bytes")
+    copied: Schema = json.loads(written)
+    return copied
 
 
 def subschemas(schema: Schema, where: str) -> Iterator[tuple[str, Any]]:
@@ -73,9 +75,16 @@ def check_pattern(pattern: object, where: str = "regex") -> str:
         raise refusal(where, "a string", type(pattern).__name__)
     if not 1 <= len(pattern) <= PATTERN_LIMIT:
         raise refusal(where, f"1..{PATTERN_LIMIT} characters", f"{len(pattern)}")
+    check_text(pattern, where)
     if (most := _repeats(pattern)) > REPEAT_LIMIT:
         raise refusal(where, f"at most {REPEAT_LIMIT} repetitions, those inside of others multiplied", most)
     return pattern
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse what has no UTF-8."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise refusal(where, "Unicode text without lone surrogates", repr(text[:40]))
 
 
 def schema_of(kind: Any, *, strict: bool = True) -> tuple[dict[str, Any], Callable[[str], Any]]:
@@ -117,10 +126,12 @@ def _ends(text: str) -> str:
 
 
 def _children(path: str, value: object) -> Iterator[tuple[str, object]]:
+    """The values inside of a value, which is checked by itself."""
     if isinstance(value, Mapping):
         for key, child in value.items():
             if not isinstance(key, str):
                 raise refusal(path, "keys that are strings", repr(key))
+            check_text(key, path)
             if key == "pattern" and isinstance(child, str):
                 check_pattern(child, f"{path}.pattern")
             if key == "patternProperties" and isinstance(child, Mapping):
@@ -130,10 +141,20 @@ def _children(path: str, value: object) -> Iterator[tuple[str, object]]:
     elif isinstance(value, list | tuple):
         for index, child in enumerate(value):
             yield f"{path}[{index}]", child
+    else:
+        _check_plain(path, value)
+
+
+def _check_plain(path: str, value: object) -> None:
+    if isinstance(value, str):
+        check_text(value, path)
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise refusal(path, "a finite number", value)
-    elif not isinstance(value, str | int | None):
+    elif isinstance(value, int):
+        if value.bit_length() > _BITS:
+            raise refusal(path, f"a number of at most {_BITS} bits", f"{value.bit_length()} bits")
+    elif value is not None:
         raise refusal(path, "an object, a list, a string, a number, a boolean or null", type(value).__name__)
 
 

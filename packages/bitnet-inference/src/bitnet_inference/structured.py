@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from bitnet_core.tokenizer import Tokenizer
 
 from . import schemas
 from .sampling import SamplingError
-from .schemas import Schema, check_pattern, check_schema, refusal, schema_of
+from .schemas import Schema, check_pattern, check_schema, check_text, refusal, schema_of
 
 if TYPE_CHECKING:
     import llguidance
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 GRAMMAR_LIMIT = 64 << 10  # characters
 CHOICES_LIMIT = 1000
 COMPILE_LIMIT = 0.5  # seconds of work, after which a grammar is refused
+_WORD = 32  # bytes of the longest token that is looked for where text is split by hand
 _NOTHING = "NoExtensionBias"  # llguidance's word for a grammar that no text fits
-# Models put spaces where they like, but not without end.
-_JSON_OPTIONS = {"whitespace_pattern": r"\n? {0,16}"}
+# One space, or a new line and its indentation: models that may write more spaces write nothing else.
+_JSON_OPTIONS = {"whitespace_pattern": r"( |\n {0,16})?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Form:
         if isinstance(wanted, Mapping):
             return cls.json(wanted)
         if isinstance(wanted, re.Pattern):
-            return cls.regex(wanted.pattern)
+            flags = "".join(letter for letter in "imsx" if wanted.flags & getattr(re, letter.upper()))
+            return cls.regex(f"(?{flags}){wanted.pattern}" if flags else wanted.pattern)
         if isinstance(wanted, list | tuple):
             return cls.choices(wanted)
         return cls.type(wanted)
@@ -85,6 +88,7 @@ class Form:
         if not isinstance(grammar, str) or not 1 <= len(grammar) <= GRAMMAR_LIMIT:
             got = f"{len(grammar)}" if isinstance(grammar, str) else type(grammar).__name__
             raise refusal("grammar", f"a Lark grammar of 1..{GRAMMAR_LIMIT} characters", got)
+        check_text(grammar, "grammar")
         return cls(_library().LLMatcher.grammar_from_lark(grammar), str, "grammar")
 
     @classmethod
@@ -94,7 +98,9 @@ class Form:
             raise refusal("choices", f"1..{CHOICES_LIMIT} strings that are not empty", f"{len(choices)} values")
         if sum(map(len, choices)) > GRAMMAR_LIMIT:
             raise refusal("choices", f"at most {GRAMMAR_LIMIT} characters in all", sum(map(len, choices)))
-        return cls.lark("start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in choices))
+        for one in choices:
+            check_text(one, "choices")
+        return cls.lark("start: " + " | ".join(map(json.dumps, choices)))
 
 
 class Vocabulary:
@@ -198,7 +204,6 @@ class _Tokens:
         self.bos_token_id = tokenizer.bos
         self.tokens = list(tokenizer.vocabulary_bytes())
         self.special_token_ids = sorted(tokenizer.special_tokens.values())
-        self._bytes = {text[0]: id_ for id_, text in enumerate(self.tokens) if len(text) == 1}
 
     def __call__(self, text: bytes | str) -> list[int]:
         """The tokens of text that stands inside of another, where no space is put in front."""
@@ -210,7 +215,22 @@ class _Tokens:
             for skipped in range(min(len(ids), 3) + 1):
                 if b"".join(self.tokens[id_] for id_ in ids[skipped:]) == data:
                     return ids[skipped:]
-        return [id_ for byte in data if (id_ := self._bytes.get(byte)) is not None]
+        return list(self._longest(data))
+
+    def _longest(self, data: bytes) -> Iterator[int]:
+        """Always the longest token that fits: for tokenizers that change texts before they split them."""
+        place = 0
+        while place < len(data):
+            sizes = range(min(_WORD, len(data) - place), 0, -1)
+            size = next((size for size in sizes if data[place : place + size] in self._ids), 0)
+            if size:
+                yield self._ids[data[place : place + size]]
+            place += size or 1
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {text: id_ for id_, text in enumerate(self.tokens) if id_ not in special}
 
 
 def _text_words(tokenizer: Tokenizer, vocab_size: int | None) -> npt.NDArray[np.int32]:

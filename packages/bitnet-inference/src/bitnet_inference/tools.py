@@ -83,8 +83,9 @@ class Toolbox:
 
         Without a mark only what names one of these tools is a call.
         """
-        marked = [call for value, name in _marked(text) for call in _calls(value, name)]
-        if marked or not self._tools:
+        if not self._tools:
+            return []
+        if marked := [call for value, name in _marked(text) for call in _calls(value, name)]:
             return marked[:CALLS_LIMIT]
         fenced = _FENCE.fullmatch(text.strip())
         values = _values(fenced[1] if fenced else text.strip())

@@ -14,6 +14,7 @@ from .settings import Sampling
 
 Places = npt.NDArray[np.intp]
 _BLOCK = 128
+_LOWEST = np.finfo(np.float32).min
 _ALL_BITS = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15  # SplitMix64's
 
@@ -31,7 +32,7 @@ class Pool(NamedTuple):
 
     def draw(self, point: float) -> int:
         """The token at this point of 0..1 of all weights in a row."""
-        place = _place(self.weights, point)
+        place = _crossing(self.weights, point, 0, "right")
         return place if self.ids is None else int(self.ids[place])
 
 
@@ -64,15 +65,16 @@ def margin(sampling: Sampling) -> float:
 
 
 def best(logits: Array, count: int) -> Places:
-    """The `count` best tokens in the order of their ids, more where several are equal at the border."""
+    """The `count` best tokens in the order of their ids, more where several are equal at the border; none of -inf."""
     columns = len(logits) // _BLOCK
     if count <= columns:
         # Where as many columns have a token as good as this, as many tokens are.
         tops = logits[: columns * _BLOCK].reshape(_BLOCK, columns).max(axis=0)
-        ids = np.flatnonzero(logits >= np.partition(tops, columns - count)[columns - count])
-        found = logits[ids]
+        border = max(np.partition(tops, columns - count)[columns - count], _LOWEST)
+        ids = np.flatnonzero(logits >= border)
     else:
-        ids, found = np.arange(len(logits)), logits
+        ids = np.flatnonzero(logits >= _LOWEST)
+    found = logits[ids]
     if len(found) <= count:
         return ids
     kept: Places = ids[found >= np.partition(found, len(found) - count)[len(found) - count]]
@@ -99,8 +101,8 @@ def _nucleus(left: Pool, share: float) -> Pool:
     # All below the bound together are less than what may be missing; half of it leaves room for rounding.
     bound = 0.5 * (1 - share) * total / len(left.weights)
     left = left.keep(left.weights >= np.float32(bound))
-    falling = -np.sort(-left.weights)  # values alone sort much faster than places
-    return left.keep(left.weights >= falling[_reaching(falling, share * total)])
+    rising = np.sort(left.weights)  # values alone sort much faster than places
+    return left.keep(left.weights >= rising[_crossing(rising, 1, -share * total, "right")])
 
 
 def _typical(left: Pool, share: float) -> Pool:
@@ -112,7 +114,7 @@ def _typical(left: Pool, share: float) -> Pool:
     distances = np.abs(np.subtract(logs, np.float32(np.dot(left.weights, logs) / total), out=logs), out=logs)
     near = _nearest(distances, left.weights, share * total)
     order = near[np.argsort(distances[near])]
-    return left.keep(distances <= distances[order[_reaching(left.weights[order], share * total)]])
+    return left.keep(distances <= distances[order[_crossing(left.weights[order], 0, share * total, "left")]])
 
 
 def _nearest(distances: Array, weights: Array, needed: float) -> Places:
@@ -126,21 +128,15 @@ def _nearest(distances: Array, weights: Array, needed: float) -> Places:
     return np.arange(len(distances))
 
 
-def _reaching(weights: Array, needed: float) -> int:
-    """The first place at which the sum is all that is needed; the last one where it never is."""
-    block, rest = _cross(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)), needed, "left")
-    return block * _BLOCK + _cross(weights[block * _BLOCK : (block + 1) * _BLOCK], rest, "left")[0]
-
-
-def _place(weights: Array, point: float) -> int:
-    """The first place at which the sum passes this share of all."""
+def _crossing(weights: Array, share: float, more: float, side: Literal["left", "right"]) -> int:
+    """The first place at which the sum reaches (left) or passes (right) a share of all, and more; else the last."""
     blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
-    block, rest = _cross(blocks, point * float(blocks.sum(dtype=np.float64)), "right")
-    return block * _BLOCK + _cross(weights[block * _BLOCK : (block + 1) * _BLOCK], rest, "right")[0]
+    block, rest = _cross(blocks, share * float(blocks.sum(dtype=np.float64)) + more, side)
+    return block * _BLOCK + _cross(weights[block * _BLOCK : (block + 1) * _BLOCK], rest, side)[0]
 
 
 def _cross(weights: Array, target: float, side: Literal["left", "right"]) -> tuple[int, float]:
-    """The first place at which the sum reaches (left) or passes (right) the target, and what it lacks before it."""
+    """The same without blocks, and what the sum lacks before the place."""
     sums = np.cumsum(weights, dtype=np.float64)
     # Rounding may put the target behind the end: the last one that has a weight is meant.
     target = min(target, float(sums[-1]) if side == "left" else math.nextafter(sums[-1], 0))

@@ -28,7 +28,13 @@ class _Text:
         self._logprobs: list[TokenLogprob] = []
         self._stops = None
         if tokenizer is not None:
-            self._stops = TextStops(tokenizer, sampling.stop, include=sampling.include_stop, continues=continues)
+            self._stops = TextStops(
+                tokenizer,
+                sampling.stop,
+                include=sampling.include_stop,
+                continues=continues,
+                min_tokens=sampling.min_tokens,
+            )
 
     def feed(self, emission: Emission) -> Piece | None:
         """The text that this token completes, if it does."""
