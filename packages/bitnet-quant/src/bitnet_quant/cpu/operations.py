@@ -41,7 +41,8 @@ class CpuOperations:
         except BaseException:
             self._placement.close()
             raise
-        self._caches = CachePages(self._pages, _native.POSITIONS)
+        sizes = f"{spec.layers} layers, {spec.kv_heads} heads of {spec.head_size}"
+        self.caches = CachePages(self._pages, _native.POSITIONS, f"cpu 1: {kv}, {sizes}, {_native.POSITIONS} positions")
 
     def close(self) -> None:
         self._engine = None
@@ -55,7 +56,7 @@ class CpuOperations:
 
     def new_cache(self) -> PagedCache:
         self._open()
-        return self._caches.new()
+        return self.caches.new()
 
     def embed(self, tokens: Tokens) -> Array:
         x = self._take("x", len(tokens), self.spec.hidden_size)
