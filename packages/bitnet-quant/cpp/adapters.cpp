@@ -13,8 +13,6 @@ namespace {
 constexpr size_t kTall = 4;    // rows of a first matrix that are multiplied together
 constexpr size_t kBlock = 12;  // tokens that one thread takes at a time: their inputs stay in its cache
 
-size_t ceiling(size_t count, size_t unit) { return (count + unit - 1) / unit; }
-
 }  // namespace
 
 // Columns of the inputs that an operation keeps: three of `project`, two of `feed` and one behind them.
@@ -26,6 +24,12 @@ size_t Engine::kept_columns() const {
 size_t Engine::kept_offset(size_t index) const {
     const size_t first = std::max(shape_.hidden, shape_.heads * shape_.head_size);
     return index == 0 ? 0 : index == 1 ? first : first + shape_.hidden;
+}
+
+bool Engine::fits(const std::vector<const Adapter*>& adapters) const {
+    return std::all_of(adapters.begin(), adapters.end(), [&](const Adapter* adapter) {
+        return !adapter || (adapter->layers.size() == shape_.layers && adapter->extents == extents_of(shape_));
+    });
 }
 
 size_t Engine::adapt(const std::vector<const Adapter*>& adapters) {
@@ -121,7 +125,7 @@ void Engine::spread(size_t thread, size_t layer, std::span<const Work> work, siz
     pool_.meet();
 }
 
-// A few tokens at a time over all groups: their results are written one after another, and the groups stay in the cache.
+// A few tokens at a time over all groups: their results are written one after another, the groups stay in the cache.
 void Engine::spread_groups(const Work& work, size_t part, const Adapted::Run& run, const Change& change, size_t from,
                            size_t to, size_t first) {
     alignas(64) float sums[kTokens * kRows];

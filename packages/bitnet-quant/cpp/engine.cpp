@@ -153,7 +153,8 @@ void Engine::quantize(const Matrix& matrix, const Inputs& inputs, const float* x
 }
 
 // A row of inputs for one matrix, whose own norm goes before; `row` is scratch. Gives the row as floats.
-const float* Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token, float* row) const {
+const float* Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token,
+                             float* row) const {
     const size_t columns = matrix.extent.columns;
     if (matrix.norm) {
         kernels_.norm(x, matrix.norm, shape_.sub_norm_eps, columns, row);

@@ -106,6 +106,7 @@ public:
     // Which adapter each sequence of the batch runs with, null for none; they are used until the next batch begins.
     // Gives the rows of `kept_columns` floats that `keep_in` must then be given.
     size_t adapt(const std::vector<const Adapter*>& adapters);
+    bool fits(const std::vector<const Adapter*>& adapters) const;  // all of them are of this model
     void keep_in(float* memory) { adapted_.inputs = memory; }
     size_t kept_rows() const { return adapted_.held; }
     size_t kept_columns() const;
@@ -158,8 +159,8 @@ private:
     void keep(size_t token, const Matrix& matrix, const Inputs& inputs, const float* x) const;
     void reduce(size_t thread, size_t layer, std::span<const Work> work, size_t first);
     void spread(size_t thread, size_t layer, std::span<const Work> work, size_t first);
-    void spread_groups(const Work& work, size_t part, const Adapted::Run& run, const Change& change, size_t from, size_t to,
-                       size_t first);
+    void spread_groups(const Work& work, size_t part, const Adapted::Run& run, const Change& change, size_t from,
+                       size_t to, size_t first);
     float* product(size_t part, size_t slot);
     const Change& change_of(const Adapted::Run& run, size_t layer, const Work& work) const;
     void write_token(size_t layer, size_t token, const Sequence& sequence, const float* keys, const float* values);
