@@ -1,4 +1,4 @@
-"""What an adapter costs: tokens a second of a synthetic model of 2B parameters, with one on all projections and without.
+"""What an adapter of all projections costs: tokens a second of a synthetic model of 2B parameters.
 
     python benchmarks/adapters.py --threads 2 --rank 16
 
@@ -70,7 +70,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _adapter(spec: ModelSpec, rank: int, kind: type[np.floating]) -> Adapter:
-    """One for all projections, of numbers that the type holds; layers share arrays, of which the backend makes copies."""
+    """One for all projections, of numbers that the type holds; layers share arrays that the backend copies."""
     random = np.random.default_rng(0)
     pairs = {
         name: tuple(

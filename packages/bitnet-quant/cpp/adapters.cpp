@@ -13,8 +13,6 @@ namespace {
 constexpr size_t kTall = 4;    // rows of a first matrix that are multiplied together
 constexpr size_t kBlock = 12;  // tokens that one thread takes at a time: their inputs stay in its cache
 
-size_t ceiling(size_t count, size_t unit) { return (count + unit - 1) / unit; }
-
 }  // namespace
 
 // Columns of the inputs that an operation keeps: three of `project`, two of `feed` and one behind them.
@@ -26,6 +24,12 @@ size_t Engine::kept_columns() const {
 size_t Engine::kept_offset(size_t index) const {
     const size_t first = std::max(shape_.hidden, shape_.heads * shape_.head_size);
     return index == 0 ? 0 : index == 1 ? first : first + shape_.hidden;
+}
+
+bool Engine::fits(const std::vector<const Adapter*>& adapters) const {
+    return std::all_of(adapters.begin(), adapters.end(), [&](const Adapter* adapter) {
+        return !adapter || (adapter->layers.size() == shape_.layers && adapter->extents == extents_of(shape_));
+    });
 }
 
 size_t Engine::adapt(const std::vector<const Adapter*>& adapters) {
@@ -76,62 +80,77 @@ void Engine::keep(size_t token, const Matrix& matrix, const Inputs& inputs, cons
     std::memcpy(row + kept_offset(size_t(&inputs - inputs_)), x, matrix.extent.columns * sizeof(float));
 }
 
-// The first products of all parts of the work on a chunk, each thread its share; `multiply` adds the second ones.
-void Engine::reduce(size_t thread, size_t layer, std::span<Work> work, size_t first) {
+// This thread's share of the first products, of all parts of the work on a chunk.
+void Engine::reduce(size_t thread, size_t layer, std::span<const Work> work, size_t first) {
+    alignas(64) float sums[kTokens * kRows];
+    const size_t stride = kept_columns();
+    size_t unit = 0;
+    for (size_t part = 0; part < work.size(); ++part)
+        for (const Adapted::Run& run : runs_of(first)) {
+            const Change& change = change_of(run, layer, work[part]);
+            const size_t columns = work[part].matrix->extent.columns;
+            const size_t row_bytes = columns * width_of(change.down_kind);
+            const float* inputs = adapted_.inputs + kept_offset(size_t(work[part].inputs - inputs_));
+            for (size_t block = 0; block < run.count; block += kBlock)
+                for (size_t at = 0; at < change.rank; at += kTall) {
+                    if (unit++ % pool_.threads() != thread) continue;
+                    const size_t rows = std::min(kTall, change.rank - at);
+                    for (size_t i = block; i < std::min(block + kBlock, run.count); i += kTokens) {
+                        const size_t slot = run.first + i, count = std::min(kTokens, run.count - i);
+                        kernels_.dense(change.down + at * row_bytes, change.down_kind, row_bytes, rows, columns,
+                                       inputs + slot * stride, stride, count, sums);
+                        for (size_t t = 0; t < count; ++t)
+                            for (size_t row = 0; row < rows; ++row)
+                                product(part, slot + t)[at + row] = sums[t * kRows + row] * change.scale[at + row];
+                    }
+                }
+        }
+}
+
+// This thread's share of the second products, added to what `multiply` left; then all threads meet.
+void Engine::spread(size_t thread, size_t layer, std::span<const Work> work, size_t first) {
     const std::span<const Adapted::Run> runs = runs_of(first);
     if (runs.empty()) return;
-    size_t unit = 0;
-    for (size_t part = 0; part < work.size(); ++part) {
-        work[part].runs = runs;
-        work[part].layer = layer;
-        work[part].first = first;
-        work[part].part = part;
-        for (const Adapted::Run& run : runs) reduce_run(thread, work[part], run, unit);
-    }
+    size_t groups = 0;
+    for (const Work& part : work) groups += part.matrix->extent.groups() * runs.size();
+    auto [from, to] = share(groups, thread);
+    for (size_t part = 0; part < work.size(); ++part)
+        for (const Adapted::Run& run : runs) {
+            const size_t here = work[part].matrix->extent.groups();
+            const Change& change = change_of(run, layer, work[part]);
+            if (change.rank) spread_groups(work[part], part, run, change, from, std::min(to, here), first);
+            from = from > here ? from - here : 0;
+            to = to > here ? to - here : 0;
+        }
     pool_.meet();
 }
 
-void Engine::reduce_run(size_t thread, const Work& work, const Adapted::Run& run, size_t& unit) {
+// A few tokens at a time over all groups: their results are written one after another, the groups stay in the cache.
+void Engine::spread_groups(const Work& work, size_t part, const Adapted::Run& run, const Change& change, size_t from,
+                           size_t to, size_t first) {
     alignas(64) float sums[kTokens * kRows];
-    const Change& change = change_of(run, work);
-    const size_t columns = work.matrix->extent.columns, row_bytes = columns * width_of(change.down_kind);
-    const size_t stride = kept_columns();
-    const float* inputs = adapted_.inputs + kept_offset(size_t(work.inputs - inputs_));
-    for (size_t block = 0; block < run.count; block += kBlock)
-        for (size_t at = 0; at < change.rank; at += kTall) {
-            if (unit++ % pool_.threads() != thread) continue;
-            const size_t rows = std::min(kTall, change.rank - at), end = std::min(block + kBlock, run.count);
-            for (size_t i = block; i < end; i += kTokens) {
-                const size_t slot = run.first + i, count = std::min(kTokens, end - i);
-                kernels_.dense(change.down + at * row_bytes, change.down_kind, row_bytes, rows, columns,
-                               inputs + slot * stride, stride, count, sums);
-                for (size_t t = 0; t < count; ++t)
-                    for (size_t row = 0; row < rows; ++row)
-                        adapted_.product(work.part, slot + t)[at + row] = sums[t * kRows + row] * change.scale[at + row];
+    const float factor = work.add ? shape_.residual_scale : 1.0f;
+    const size_t group_bytes = change.rank * kRows * width_of(change.up_kind);
+    for (size_t i = 0; i < run.count; i += kTokens)
+        for (size_t group = from; group < to; ++group) {
+            const size_t slot = run.first + i, count = std::min(kTokens, run.count - i);
+            const size_t begin = group * kRows, rows = std::min(kRows, work.matrix->extent.rows - begin);
+            kernels_.spread(change.up + group * group_bytes, change.up_kind, change.rank, product(part, slot),
+                            adapted_.rank, count, sums);
+            for (size_t t = 0; t < count; ++t) {
+                float* out = work.out + adapted_.tokens[first + slot + t] * work.stride + begin;
+                for (size_t row = 0; row < rows; ++row) out[row] += sums[t * kRows + row] * factor;
             }
         }
 }
 
-// The second products of a group of rows, added to what `multiply_group` left of it.
-void Engine::spread(const Work& work, const Adapted::Run& run, size_t group) const {
-    alignas(64) float sums[kTokens * kRows];
-    const Change& change = change_of(run, work);
-    if (!change.rank) return;
-    const size_t begin = group * kRows, rows = std::min(kRows, work.matrix->extent.rows - begin);
-    const float factor = work.add ? shape_.residual_scale : 1.0f;
-    const uint8_t* up = change.up + begin * change.rank * width_of(change.up_kind);
-    for (size_t i = 0; i < run.count; i += kTokens) {
-        const size_t slot = run.first + i, count = std::min(kTokens, run.count - i);
-        kernels_.spread(up, change.up_kind, change.rank, adapted_.product(work.part, slot), adapted_.rank, count, sums);
-        for (size_t t = 0; t < count; ++t) {
-            float* out = work.out + adapted_.tokens[work.first + slot + t] * work.stride + begin;
-            for (size_t row = 0; row < rows; ++row) out[row] += sums[t * kRows + row] * factor;
-        }
-    }
+// Where one token's first product of one part of the work stands.
+float* Engine::product(size_t part, size_t slot) {
+    return adapted_.products.data() + (part * adapted_.held + slot) * adapted_.rank;
 }
 
-const Change& Engine::change_of(const Adapted::Run& run, const Work& work) const {
-    return run.adapter->layers[work.layer][size_t(work.matrix - layers_[work.layer].matrices.data())];
+const Change& Engine::change_of(const Adapted::Run& run, size_t layer, const Work& work) const {
+    return run.adapter->layers[layer][size_t(work.matrix - layers_[layer].matrices.data())];
 }
 
 }  // namespace bitnet

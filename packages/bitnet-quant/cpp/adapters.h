@@ -40,12 +40,9 @@ struct Adapted {
     std::vector<int64_t> slots{};   // of each token, -1 for none; empty where no token has an adapter
     std::vector<size_t> tokens{};   // of each slot of each chunk: its place in the chunk
     float* inputs = nullptr;        // (slots, all columns that an operation has to keep)
-    mutable std::vector<float> products{};  // (3, slots, rank)
+    std::vector<float> products{};  // (3, slots, rank)
     size_t held = 0;                // slots that there is room for
     size_t rank = 0;                // the highest
-
-    // Of a token, in one part of an operation's work.
-    float* product(size_t part, size_t slot) const { return products.data() + (part * held + slot) * rank; }
 };
 
 }  // namespace bitnet

@@ -153,7 +153,8 @@ void Engine::quantize(const Matrix& matrix, const Inputs& inputs, const float* x
 }
 
 // A row of inputs for one matrix, whose own norm goes before; `row` is scratch. Gives the row as floats.
-const float* Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token, float* row) const {
+const float* Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token,
+                             float* row) const {
     const size_t columns = matrix.extent.columns;
     if (matrix.norm) {
         kernels_.norm(x, matrix.norm, shape_.sub_norm_eps, columns, row);
@@ -247,10 +248,7 @@ void Engine::multiply(size_t thread, std::span<const Work> work, size_t tokens) 
     auto [from, to] = share(groups, thread);
     for (const Work& part : work) {
         const size_t here = part.matrix->extent.groups();
-        for (size_t group = from; group < std::min(to, here); ++group) {
-            multiply_group(thread, part, group, tokens);
-            for (const Adapted::Run& run : part.runs) spread(part, run, group);
-        }
+        for (size_t group = from; group < std::min(to, here); ++group) multiply_group(thread, part, group, tokens);
         from = from > here ? from - here : 0;
         to = to > here ? to - here : 0;
     }
@@ -279,10 +277,11 @@ void Engine::project(size_t index, const float* x, float* queries, float* keys, 
                              prepare(*work[i].matrix, inputs_[i], row, token, spare));
             }
             pool_.meet();
-            reduce(thread, index, work, first);
             multiply(thread, work, count);
-            for (Work& part : work) part.out += count * part.stride;
+            reduce(thread, index, work, first);
             pool_.meet();
+            spread(thread, index, work, first);
+            for (Work& part : work) part.out += count * part.stride;
         }
     });
 }
@@ -291,10 +290,11 @@ void Engine::project(size_t index, const float* x, float* queries, float* keys, 
 void Engine::finish_residual(size_t thread, size_t layer, const Matrix& matrix, const Inputs& inputs, const float* post,
                              float* x, size_t first, size_t tokens) {
     x += first * shape_.hidden;
-    Work work{&matrix, &inputs, post ? change_ : x, shape_.hidden, !post};
-    reduce(thread, layer, {&work, 1}, first);
+    const Work work{&matrix, &inputs, post ? change_ : x, shape_.hidden, !post};
     multiply(thread, {&work, 1}, tokens);
+    reduce(thread, layer, {&work, 1}, first);
     pool_.meet();
+    spread(thread, layer, {&work, 1}, first);
     if (!post) return;
     float* row = rows_[thread].first;
     const auto [from, to] = share(tokens, thread);
@@ -333,8 +333,8 @@ void Engine::feed(size_t index, float* x) {
     Matrix &gate = layer.matrices[kGate], &up = layer.matrices[kUp], &down = layer.matrices[kDown];
     const size_t hidden = shape_.hidden, ffn = shape_.ffn;
     const bool shared = shares_inputs(gate, up);
+    const Work work[2] = {{&gate, &inputs_[0], gate_, ffn, false}, {&up, &inputs_[shared ? 0 : 1], up_, ffn, false}};
     pool_.run([&](size_t thread) {
-        Work work[2] = {{&gate, &inputs_[0], gate_, ffn, false}, {&up, &inputs_[shared ? 0 : 1], up_, ffn, false}};
         const auto [row, spare] = rows_[thread];
         for (size_t first = 0; first < tokens_; first += kChunk) {
             const size_t count = std::min(kChunk, tokens_ - first);
@@ -345,9 +345,10 @@ void Engine::feed(size_t index, float* x) {
                 if (!shared) keep(first + token, up, inputs_[1], prepare(up, inputs_[1], row, token, spare));
             }
             pool_.meet();
-            reduce(thread, index, work, first);
             multiply(thread, work, count);
+            reduce(thread, index, work, first);
             pool_.meet();
+            spread(thread, index, work, first);
             for (size_t token = from; token < to; ++token) {
                 const float* inner = gate_ + token * ffn;
                 kernels_.activate(shape_.gate, gate_ + token * ffn, up_ + token * ffn, ffn);

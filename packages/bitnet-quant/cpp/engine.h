@@ -106,6 +106,7 @@ public:
     // Which adapter each sequence of the batch runs with, null for none; they are used until the next batch begins.
     // Gives the rows of `kept_columns` floats that `keep_in` must then be given.
     size_t adapt(const std::vector<const Adapter*>& adapters);
+    bool fits(const std::vector<const Adapter*>& adapters) const;  // all of them are of this model
     void keep_in(float* memory) { adapted_.inputs = memory; }
     size_t kept_rows() const { return adapted_.held; }
     size_t kept_columns() const;
@@ -132,8 +133,6 @@ private:
         float* out;  // (tokens, stride)
         size_t stride;
         bool add;  // to what stands there, times the residual scale
-        std::span<const Adapted::Run> runs{};  // set by `reduce`, with the layer, the chunk's first token, and
-        size_t layer = 0, first = 0, part = 0;  // which part of the work it is
     };
     struct Scores {  // one thread's part of attention
         float *queries, *mixed, *weights, *peak, *total;
@@ -158,10 +157,12 @@ private:
     size_t kept_offset(size_t index) const;
     std::span<const Adapted::Run> runs_of(size_t first) const;
     void keep(size_t token, const Matrix& matrix, const Inputs& inputs, const float* x) const;
-    void reduce(size_t thread, size_t layer, std::span<Work> work, size_t first);
-    void reduce_run(size_t thread, const Work& work, const Adapted::Run& run, size_t& unit);
-    void spread(const Work& work, const Adapted::Run& run, size_t group) const;
-    const Change& change_of(const Adapted::Run& run, const Work& work) const;
+    void reduce(size_t thread, size_t layer, std::span<const Work> work, size_t first);
+    void spread(size_t thread, size_t layer, std::span<const Work> work, size_t first);
+    void spread_groups(const Work& work, size_t part, const Adapted::Run& run, const Change& change, size_t from,
+                       size_t to, size_t first);
+    float* product(size_t part, size_t slot);
+    const Change& change_of(const Adapted::Run& run, size_t layer, const Work& work) const;
     void write_token(size_t layer, size_t token, const Sequence& sequence, const float* keys, const float* values);
     void attend_unit(size_t layer, const Unit& unit, size_t kv_head, const float* queries, float* attended,
                      const Scores& scratch) const;

@@ -172,14 +172,10 @@ public:
         engine_.begin(std::move(found), std::move(addresses), tokens);
     }
 
-    // Gives the rows of `kept_columns` floats that the batch needs to be given.
     size_t adapt(std::vector<const Adapter*> adapters) {
         const std::lock_guard<std::mutex> lock(mutex_);
         require_size("adapters", adapters.size(), engine_.sequences());
-        for (const Adapter* adapter : adapters)
-            require(!adapter || (adapter->layers.size() == engine_.shape().layers &&
-                                 adapter->extents == extents_of(engine_.shape())),
-                    "an adapter of another model");
+        require(engine_.fits(adapters), "an adapter of another model");
         return engine_.adapt(adapters);
     }
 

@@ -12,10 +12,6 @@ void spread_tile(const uint8_t* rows, size_t rank, const float* weights, size_t 
             for (size_t v = 0; v < kAcross; ++v) sums[t][v] = all(0.0f);
         for (size_t r = 0; r < rank; ++r) {
             decltype(all(0.0f)) row[kAcross];
-            // For one token this is read from memory: the next group's rows follow these.
-            if (T == 1)
-                for (size_t line = 0; line < kAcross * kWide * (W ? 4 : 2); line += 64)
-                    __builtin_prefetch(rows + ((rank + r) * kRows + at) * (W ? 4 : 2) + line);
 #pragma GCC unroll 4
             for (size_t v = 0; v < kAcross; ++v) row[v] = held<W>(rows, r * kRows + at + v * kWide);
 #pragma GCC unroll 6

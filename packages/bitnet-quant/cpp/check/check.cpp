@@ -68,7 +68,6 @@ int run(const Wish& wish) {
         Report report(kernels->name);
         check_integers(*kernels, report);
         check_dense(*kernels, report);
-        check_spread(*kernels, report);
         check_floats(*kernels, report);
         check_attention(*kernels, report);
         close(kernels->name, report);
