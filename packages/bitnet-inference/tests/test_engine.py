@@ -292,6 +292,40 @@ def test_a_cancelled_request_has_the_tokens_that_there_were() -> None:
         assert output.tokens == ALONE[0][:4] or output.tokens == ALONE[0][:3]
 
 
+def test_a_task_that_is_cancelled_cancels_its_request() -> None:
+    gate = Gate()
+
+    async def read(ticket: Any) -> None:
+        async for _ in ticket:
+            pass
+
+    async def main(engine: Engine) -> Any:
+        ticket = engine.submit(greedy(PROMPTS[0], 100, drafts="off"))
+        job, task = ticket._job, asyncio.create_task(read(ticket))
+        del ticket
+        gate.step()
+        while not job.emissions:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return job
+
+    with running(Watched(load()[0], gate)) as engine:
+        job = asyncio.run(main(engine))
+        gc.collect()
+        gate.open()
+        assert job.join(60)
+        assert job.reasons == ["cancelled"]
+
+
+def test_who_does_not_read_hurts_nobody() -> None:
+    with running(max_sequences=4) as engine:
+        unread = [engine.submit(greedy(PROMPTS[2], 60)) for _ in range(3)]
+        assert [emission.token for emission in engine.submit(greedy(PROMPTS[1]))] == list(ALONE[1])
+        assert len({tokens_of(ticket) for ticket in unread}) == 1
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
@@ -320,6 +354,13 @@ def test_deadlines_end_what_runs_and_what_waits() -> None:
         assert result.outputs[0].tokens == ALONE[0][: len(result.outputs[0].tokens)]
         assert 0 < len(result.outputs[0].tokens) < 20
         assert tokens_of(later) == ALONE[2]
+
+
+def test_deadlines_that_were_met_are_forgotten() -> None:
+    with running() as engine:
+        for _ in range(200):
+            engine.submit(greedy(PROMPTS[4], 1, deadline_s=3600.0)).result(60)
+        assert len(engine._loop._deadlines) < 100
 
 
 def test_a_wait_for_a_result_can_end_before_the_result() -> None:
@@ -362,7 +403,7 @@ class Finishes:
 def test_who_matters_more_takes_the_place_of_who_matters_less() -> None:
     gate = Gate()
     with running(Watched(load()[0], gate), max_sequences=1) as engine:
-        low = engine.submit(greedy(PROMPTS[1], priority=5))
+        low = engine.submit(greedy(PROMPTS[1], priority=5, drafts="off"))
         for _ in range(5):
             gate.step()
             assert gate.entered.acquire(timeout=60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from queue import Empty, SimpleQueue
 
 from bitnet_core.memory import Pressure
@@ -84,6 +84,9 @@ class Loop:
     def add(self, job: Job, sequences: list[Sequence]) -> None:
         """A request comes in."""
         if job.request.deadline_s is not None:
+            if len(self._deadlines) > 2 * len(self.jobs) + 64:  # most of them have ended in time
+                self._deadlines = [deadline for deadline in self._deadlines if deadline[1] in self.jobs]
+                heapify(self._deadlines)
             heappush(self._deadlines, (job.submitted + job.request.deadline_s, job.number))
         for sequence in sequences:
             self.scheduler.enqueue(sequence)
@@ -119,8 +122,8 @@ class Loop:
     def _leave(self) -> None:
         """Nobody waits for a thread that is gone."""
         error = self.failure or EngineClosed("the engine was closed before this request had ended")
-        for job, sequences in list(self.jobs.values()):
-            self._fail(job, sequences, error)
+        for job, _ in list(self.jobs.values()):
+            self._fail(job, error)
         self.scheduler.prefixes.clear()
 
     def _expire(self) -> None:
@@ -158,12 +161,12 @@ class Loop:
                 continue  # another of its sequences has failed in this step
             if isinstance(result, Exception):
                 if not isinstance(result, _Later):
-                    self._fail(*self.jobs[job.number], result)
+                    self._fail(job, result)
                 continue
             try:
                 self._settle(sequence, result, now)
             except Exception as error:  # noqa: BLE001  # a processor, a constraint or a stopper: not the engine's own
-                self._fail(*self.jobs[job.number], error)
+                self._fail(job, error)
             else:
                 jobs[job.number] = job
         for job in jobs.values():
@@ -292,11 +295,12 @@ class Loop:
         if not job.open:
             self._finish(job)
 
-    def _fail(self, job: Job, sequences: list[Sequence], error: BaseException) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         """One sequence cannot go on: the request has failed."""
-        job.error = error
-        for sequence in _open(job, sequences):
-            self._end(sequence, "error", keep=False)
+        if job.number in self.jobs:
+            job.error = error
+            for sequence in _open(job, self.jobs[job.number][1]):
+                self._end(sequence, "error", keep=False)
 
     def _finish(self, job: Job) -> None:
         self.jobs.pop(job.number, None)

@@ -227,6 +227,8 @@ class Speculation:
         """Drafts from the model; without memory, or with a model that fails, there are none."""
         if self._model is None:
             return
+        # Who reads a text for the first time takes longer than the drafts to come will.
+        reading = any(drafting.base + 2 * MOST < sequence.count for sequence, drafting, _ in wanted)
         begun = self._clock()
         try:
             found = self._model.propose(wanted)
@@ -240,7 +242,7 @@ class Speculation:
                 drafting.cache, drafting.base, drafting.fed = None, 0, []
             return
         made = sum(map(len, found))
-        if made:
+        if made and not reading:
             self._model.seconds += 0.2 * ((self._clock() - begun) / made - self._model.seconds)
         for (sequence, _, _), drafts in zip(wanted, found, strict=True):
             if drafts:

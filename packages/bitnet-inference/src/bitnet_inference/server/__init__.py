@@ -1,0 +1,7 @@
+"""`bitnet serve`: language models over HTTP, as clients of OpenAI, Anthropic and Ollama speak to them."""
+
+from .app import make_app
+from .errors import Refusal
+from .models import Models, Source
+
+__all__ = ["Models", "Refusal", "Source", "make_app"]

@@ -1,0 +1,151 @@
+"""The way to a handler: who asks, whether the route is open to them, and errors in the protocol's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .errors import Refusal, refusal_of
+
+Role = Literal["none", "read", "user", "admin"]
+Style = Literal["openai", "anthropic", "ollama"]
+Handler = Callable[[Request], Awaitable[Response]]
+
+# What a tenant's role may do, beside what needs no key.
+_MAY: Mapping[str, frozenset[str]] = {
+    "admin": frozenset(("read", "user", "admin")),
+    "user": frozenset(("read", "user")),
+    "read-only": frozenset(("read",)),
+}
+# Names of this machine that no page of another site can be served under.
+_LOCAL = frozenset(("localhost", "127.0.0.1", "[::1]"))
+
+
+class Tenant(Protocol):
+    """Who asks."""
+
+    @property
+    def id(self) -> str:
+        """What it is known by."""
+
+    @property
+    def role(self) -> str:
+        """admin, user or read-only."""
+
+    @property
+    def models(self) -> frozenset[str] | tuple[str, ...] | None:
+        """The models that it may use; None for all."""
+
+    @property
+    def secret(self) -> bytes:
+        """What keeps its cached prefixes apart from others'."""
+
+
+class Lease(Protocol):
+    """Tokens that were set aside for a request."""
+
+    def settle(self, usage: Any, /) -> None:
+        """What the request took in truth."""
+
+
+TenantT = TypeVar("TenantT", bound=Tenant, contravariant=True)
+
+
+class Tenants(Protocol[TenantT]):
+    """Who may ask, and how much."""
+
+    def authenticate(self, headers: Any, /) -> Any:
+        """Whoever these headers belong to; None for nobody."""
+
+    def admit(self, tenant: TenantT, model: str, tokens: int, /) -> Lease:
+        """Set tokens aside; raises what the client is to be told, where there are none left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anonymous:
+    """Everybody, where there are no keys."""
+
+    id: str = "anonymous"
+    name: str = "anonymous"
+    role: str = "admin"
+    models: None = None
+    secret: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A route: nothing is served without one, and none is without a role."""
+
+    path: str
+    handler: Handler
+    role: Role
+    summary: str
+    method: Literal["GET", "POST", "DELETE"] = "POST"
+    style: Style = "openai"
+    body: type[msgspec.Struct] | None = None  # what the document says of the request
+    reply: Any = None  # likewise, a JSON schema
+    media: str = "application/json"  # of the answer
+    form: bool = False  # the request is a form with a file
+
+    def route(self) -> Route:
+        """As Starlette mounts it."""
+
+        async def serve(request: Request) -> Response:
+            try:
+                await admit(request, self.role)
+                response = await self.handler(request)
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody reads it
+            except Exception as error:  # noqa: BLE001  # whatever went wrong, the client gets an answer
+                return refuse(refusal_of(error), self.style)
+            ignored = getattr(request.state, "ignored", ())
+            if ignored:
+                response.headers["X-Ignored-Fields"] = ", ".join(ignored).encode("ascii", "replace").decode()
+            return response
+
+        return Route(self.path, serve, methods=[self.method])
+
+
+async def admit(connection: HTTPConnection, role: Role) -> None:
+    """Find out who asks; `connection.state.tenant` is the answer, where a role is needed."""
+    if role == "none":
+        return
+    tenants = connection.app.state.tenants
+    if tenants is None:
+        _check_host(connection)
+        connection.state.tenant = Anonymous()
+        return
+    tenant = tenants.authenticate(connection.headers)
+    if tenant is None:
+        raise Refusal(401, "a valid key is needed: Authorization: Bearer KEY")
+    if role not in _MAY.get(tenant.role, ()):
+        raise Refusal(403, "this key may not do that", code="forbidden")
+    connection.state.tenant = tenant
+
+
+def _check_host(connection: HTTPConnection) -> None:
+    """Without keys, a page of another site must not get in under a name of its own for this machine."""
+    host = connection.headers.get("host", "")
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    if name.lower() not in _LOCAL:
+        raise Refusal(403, "Host: expected localhost; a server without keys answers to no other name", code="forbidden")
+    origin = connection.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != host:
+        raise Refusal(403, "Origin: pages of other sites may not use a server without keys", code="forbidden")
+
+
+def refuse(refusal: Refusal, style: Style = "openai") -> Response:
+    """A refusal as the answer."""
+    body = {"openai": refusal.to_openai, "anthropic": refusal.to_anthropic, "ollama": refusal.to_ollama}[style]()
+    return answer(body, refusal.status, refusal.headers)
+
+
+def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON as the answer."""
+    return Response(msgspec.json.encode(body), status, headers, "application/json")

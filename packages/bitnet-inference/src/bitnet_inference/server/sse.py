@@ -1,0 +1,90 @@
+"""Answers that come in pieces: each sent as it is there, to a client that stays and reads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .errors import Refusal, refusal_of
+from .works import Watch, Work
+
+DONE = b"data: [DONE]\n\n"
+BEAT_S = 15.0  # of silence, after which a comment keeps proxies from closing the connection
+STALL_S = 30.0  # that a client may take to read what lies in the buffer
+_BEAT = b": \n\n"
+
+encode = msgspec.json.Encoder().encode
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """An event of server-sent events."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + encode(data) + b"\n\n"
+
+
+def line(data: Any) -> bytes:
+    """A line of newline-delimited JSON."""
+    return encode(data) + b"\n"
+
+
+class Stream(Response):
+    """An answer of pieces that ends with its work; `failed` makes the last piece of one that went wrong."""
+
+    def __init__(
+        self,
+        work: Work,
+        pieces: AsyncIterator[bytes],
+        failed: Callable[[Refusal], bytes],
+        *,
+        media_type: str = "text/event-stream",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}, media_type)
+        del self.headers["content-length"]
+        self._work = work
+        self._pieces = pieces
+        self._failed = failed
+        self._sent_at = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+
+        async def put(data: bytes, more: bool = True) -> None:
+            self._sent_at = time.monotonic()
+            async with asyncio.timeout(STALL_S):
+                await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        async def beat() -> None:
+            if time.monotonic() - self._sent_at >= BEAT_S:
+                await put(_BEAT)
+
+        beats = beat if self.media_type == "text/event-stream" else None
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with Watch(receive, self._work.cancel, beats, BEAT_S), aclosing(self._events()) as events:
+                async for data in events:
+                    await put(data)
+            await put(b"", more=False)
+        except TimeoutError:
+            # It reads nothing, and would hold what waits for it: the connection is not closed but dropped.
+            scope.get("state", {}).get("abort", _leave)()
+        finally:
+            self._work.end()
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for data in self._pieces:
+                yield data
+        except Exception as error:  # noqa: BLE001  # the answer has begun, so its end must tell
+            yield self._failed(refusal_of(error))
+
+
+def _leave() -> None:
+    """Where the server gives no way to drop a connection, it ends as others do."""

@@ -1,0 +1,262 @@
+"""Who asks, what they may, and what they have left."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, Self
+
+from ..request import Usage
+from .buckets import Bucket, Clock, Failures
+from .errors import Refusal
+from .keys import NOBODY, Key, Keys, Period, Role, digest_of, id_of
+from .ledger import Account, Balance, Entry, Ledger
+from .store import Store
+
+log = logging.getLogger("bitnet_inference.server")
+
+_WAIT_S = 15.0  # for the database
+_METERS = 10_000  # tenants whose minutes are remembered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """Who asks: a key, or a subject that a provider of identities vouches for."""
+
+    id: str
+    name: str
+    role: Role = "user"
+    models: frozenset[str] | None = None  # None: all
+    tokens_per_minute: int | None = None
+    requests_per_minute: int | None = None
+    budget: int | None = None  # tokens in a period
+    period: Period = "month"
+    customer: str | None = None
+    secret: bytes = field(default=b"", repr=False)  # keeps its cached prefixes apart from others'
+
+
+class Limited(Refusal):
+    """The tenant has used up what a minute, or its budget, allows."""
+
+    def __init__(self, reason: str, retry_after_s: float | None, *, code: str = "rate_limit_exceeded") -> None:
+        wait = None if retry_after_s is None else max(1, math.ceil(retry_after_s))  # a client that waits is let in
+        super().__init__(429, reason, code=code, retry_after=wait)
+
+
+class Verifier(Protocol):
+    """Finds out who shows a signed token; None if it is nobody."""
+
+    def __call__(self, token: str, /) -> Tenant | None: ...
+
+
+class Lease:
+    """What a request has set aside. It is settled or released, once; one that nobody holds any more is released."""
+
+    def __init__(self, finish: Callable[[Usage | None], None]) -> None:
+        self._finish: Callable[[Usage | None], None] | None = finish
+        self._lock = threading.Lock()
+
+    def settle(self, usage: Usage) -> None:
+        """What was used in truth is charged, and the rest given back. Returns at once, and may be called twice."""
+        self._end(usage)
+
+    def release(self) -> None:
+        """Nothing was used."""
+        self._end(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+    def _end(self, usage: Usage | None) -> None:
+        with self._lock:
+            finish, self._finish = self._finish, None
+        if finish is not None:
+            finish(usage)
+
+
+class _Meters:
+    """What a tenant has left of this minute."""
+
+    __slots__ = ("requests", "tokens")
+
+    def __init__(self, clock: Clock) -> None:
+        self.requests = Bucket(math.inf, clock)
+        self.tokens = Bucket(math.inf, clock)
+
+
+class Tenants:
+    """All tenants of a server: the keys of a store, one key that the operator gives, and tokens of a provider.
+
+    Minutes are counted in each process by itself, budgets in the store, for all processes together.
+    """
+
+    def __init__(
+        self,
+        store: Store | None = None,
+        *,
+        shared_key: str | None = None,
+        verifier: Verifier | None = None,
+        charged: Callable[[Tenant, str, Usage], None] = lambda *_: None,
+        clock: Callable[[], float] = time.time,
+        ticks: Clock = time.monotonic,
+    ) -> None:
+        if shared_key is not None and (len(shared_key) < 16 or not shared_key.isascii()):
+            raise ValueError(f"shared_key: expected 16 or more ASCII characters, got {len(shared_key)}")
+        self.keys = None if store is None else Keys(store, clock=clock)
+        self._shared = None if shared_key is None else digest_of(shared_key)
+        self._operator = _operator(shared_key)
+        self._verifier = verifier
+        self._charged = charged
+        self._clock = clock
+        self._ticks = ticks
+        self._failures = Failures(clock=ticks)
+        self._lock = threading.Lock()
+        self._meters: dict[str, _Meters] = {}
+        self._known: dict[str, Key] = {}
+        self._version = -1
+        self._live: frozenset[str] = frozenset()
+        self._gone: list[Callable[[str], None]] = []
+        self.refresh()
+        self.ledger = None if store is None else Ledger(store, watch=self.refresh, clock=clock)
+
+    def authenticate(self, headers: Any, address: str = "") -> Tenant | None:
+        """Whoever shows a key or a token in these headers (Starlette's); None for nobody."""
+        shown = _shown(headers)
+        tenant = None if shown is None else self._find(shown, address)
+        if shown is not None and tenant is None and self._failures.add(address):
+            log.warning("a wrong key was shown from %s", address or "an unknown address")
+        return tenant
+
+    def admit(self, tenant: Tenant, model: str, tokens: int) -> Lease:
+        """Set tokens aside for a request; raises `Limited`. Waits for the database if the tenant has a budget."""
+        at, begun = self._clock(), self._ticks()
+        account = Account(tenant.id, tenant.period)
+        self._meter(tenant, tokens)
+        reservation = None
+        if tenant.budget is not None and self.ledger is not None:
+            try:
+                reservation = self._reserve(tenant, account, tokens, at)
+            except BaseException:
+                self._return(tenant, tokens, requests=1)
+                raise
+
+        def finish(usage: Usage | None) -> None:
+            used = 0 if usage is None else usage.total_tokens
+            self._return(tenant, tokens - used)
+            if self.ledger is None:
+                pass
+            elif usage is not None and used:
+                entry = _entry(tenant, model, usage, at, self._ticks() - begun)
+                _watch(self.ledger.settle(entry, account, reservation))
+            elif reservation is not None:
+                _watch(self.ledger.release(reservation))
+            if usage is not None:
+                self._charged(tenant, model, usage)
+
+        return Lease(finish)
+
+    def when_gone(self, tell: Callable[[str], None]) -> None:
+        """Have a tenant's id told, in another thread, when its key is revoked or has expired."""
+        self._gone.append(tell)
+
+    def refresh(self) -> None:
+        """See what has changed in the store; the ledger's thread does it a few times a second."""
+        if self.keys is None:
+            return
+        version = self.keys.version()
+        if version != self._version:
+            self._known = {key.id: key for key in self.keys.list()}
+            self._version = version
+        now = self._clock()
+        live = frozenset(key.id for key in self._known.values() if key.live(now))
+        gone, self._live = self._live - live, live
+        for identity in gone:
+            for tell in self._gone:
+                tell(identity)
+
+    def close(self) -> None:
+        """Write what is left to write."""
+        if self.ledger is not None:
+            self.ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find(self, shown: str, address: str) -> Tenant | None:
+        if self._shared is not None and hmac.compare_digest(digest_of(shown), self._shared):
+            return self._operator
+        key = self._known.get(id_of(shown) or "", NOBODY)
+        if key.opens(shown, self._clock()):
+            return _tenant(key)
+        # A signature costs more than a digest: whoever shows wrong ones all the time waits.
+        if self._verifier is not None and shown.count(".") == 2 and not self._failures.many(address):
+            return self._verifier(shown)
+        return None
+
+    def _meter(self, tenant: Tenant, tokens: int) -> None:
+        """Take a request and its tokens out of this minute."""
+        if tenant.tokens_per_minute is not None and tokens > tenant.tokens_per_minute:
+            raise Limited(
+                f"the request may take {tokens} tokens, more than this key's {tenant.tokens_per_minute} a minute; "
+                "ask for fewer",
+                None,
+            )
+        with self._lock:
+            meters = self._meters_of(tenant)
+            if wait := meters.requests.take(1):
+                raise Limited(f"this key has {tenant.requests_per_minute} requests a minute", wait)
+            if wait := meters.tokens.take(tokens):
+                meters.requests.give(1)
+                raise Limited(f"this key has {tenant.tokens_per_minute} tokens a minute", wait)
+
+    def _return(self, tenant: Tenant, tokens: int, requests: int = 0) -> None:
+        with self._lock:
+            meters = self._meters_of(tenant)
+            meters.tokens.give(tokens)
+            meters.requests.give(requests)
+
+    def _meters_of(self, tenant: Tenant) -> _Meters:
+        meters = self._meters.get(tenant.id)
+        if meters is None:
+            if len(self._meters) >= _METERS:
+                self._meters = {name: one for name, one in self._meters.items() if not one.full}
+            meters = self._meters[tenant.id] = _Meters(tenant, self._ticks)
+        meters.resize(tenant)
+        return meters
+
+    def _reserve(self, tenant: Tenant, account: Account, tokens: int, at: float) -> str:
+        assert self.ledger is not None  # noqa: S101  # whoever calls has looked
+        budget = tenant.budget or 0
+        try:
+            found = self.ledger.reserve(account, tokens, budget, at).result(_WAIT_S)
+        except Exception as error:
+            log.exception("a budget cannot be read")
+            raise Refusal(503, "the budget of this key cannot be read now; try again") from error
+        if isinstance(found, Balance):
+            # What others have set aside comes back soon; what is spent, with the next period.
+            waiting = found.spent + tokens <= budget
+            raise Limited(
+                f"of this key's {budget} tokens a {tenant.period}, {found.spent} are spent and {found.reserved} set "
+                f"aside; the request may take {tokens}",
+                5.0 if waiting else account.rest(at),
+                code="rate_limit_exceeded" if waiting else "insufficient_quota",
+            )
+        return found

@@ -1,0 +1,132 @@
+"""Texts as tokens, tokens as text, and conversations as the text that a model reads."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..llm import LLM
+from .bodies import read
+from .errors import Refusal
+from .fields import ChatMessage, Messages, Name, Token, Tools, described
+from .gate import answer
+from .models import Held
+from .health import models_of
+from .works import works_of
+
+Ids = Annotated[list[Token], Meta(max_length=1 << 20)]
+
+
+class Tokenize(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A text, or a conversation, that is wanted as tokens."""
+
+    model: Name | None = None  # the first one, where nothing is said
+    prompt: str | None = None
+    content: str | None = None  # the same, as llama-server calls it
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    with_pieces: bool | None = None
+    return_token_strs: bool | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The text."""
+        return self.content if self.prompt is None else self.prompt
+
+
+class Detokenize(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Tokens that are wanted as text."""
+
+    tokens: Ids
+    model: Name | None = None
+
+
+class Template(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A conversation that is wanted as the model reads it."""
+
+    messages: Messages
+    model: Name | None = None
+    tools: Tools | None = None
+
+
+async def tokenize(request: Request) -> Response:
+    """A text as tokens."""
+    body = await read(request, Tokenize)
+    if (body.text is None) == (body.messages is None):
+        raise Refusal(400, "prompt: expected a text, or messages, and not both", param="prompt")
+    return answer(await _with_model(request, body.model, partial(_tokens, body)))
+
+
+async def detokenize(request: Request) -> Response:
+    """Tokens as text."""
+    body = await read(request, Detokenize)
+
+    def decode(llm: LLM) -> dict[str, Any]:
+        text = llm.tokenizer.decode(llm.engine.check_tokens("tokens", body.tokens), special=True)
+        return {"content": text, "prompt": text}
+
+    return answer(await _with_model(request, body.model, decode))
+
+
+async def apply_template(request: Request) -> Response:
+    """A conversation as the model reads it."""
+    body = await read(request, Template)
+
+    def render(llm: LLM) -> dict[str, Any]:
+        tools = [described(tool.function.name, tool.function.description, tool.function.parameters) for tool in body.tools or ()]
+        return {"prompt": rendered(llm, body.messages, tools)}
+
+    return answer(await _with_model(request, body.model, render))
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """What clients that count tokens themselves ask of the tokenizer."""
+
+    def tell(llm: LLM) -> dict[str, Any]:
+        tokenizer, special = llm.tokenizer, {id_: token for token, id_ in llm.tokenizer.special_tokens.items()}
+        template = llm.model.template
+        return {
+            "tokenizer_class": "bitnet",
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": llm.engine.context,
+            "bos_token": None if tokenizer.bos is None else special.get(tokenizer.bos),
+            "eos_token": next((special.get(token) for token in sorted(tokenizer.eos)), None),
+            "pad_token": None if tokenizer.pad is None else special.get(tokenizer.pad),
+            "chat_template": None if template is None else template.source,
+        }
+
+    return answer(await _with_model(request, request.query_params.get("model"), tell))
+
+
+def rendered(llm: LLM, messages: list[ChatMessage], tools: list[dict[str, Any]]) -> str:
+    """A conversation as its model's template has it."""
+    plain = [message.plain() for message in messages]
+    if llm.model.template is None:
+        return "\n".join(message["content"] or "" for message in plain)
+    return llm.model.template.render(plain, tools=tools or None).text
+
+
+def _tokens(body: Tokenize, llm: LLM) -> dict[str, Any]:
+    special = body.add_special_tokens if body.add_special is None else body.add_special
+    if body.messages is not None:
+        ids = llm.count_chat(body.messages)
+    else:
+        ids = llm.tokenizer.encode(body.text or "", bos=None if special is not False else False).tolist()
+    found: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": llm.engine.context}
+    if body.return_token_strs:
+        found["token_strs"] = [llm.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids]
+    if body.with_pieces:
+        found["tokens"] = [{"id": token, "piece": _piece(llm.tokenizer.token_bytes(token))} for token in ids]
+    return found
+
+
+def _piece(data: bytes) -> str | list[int]:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)

@@ -1,0 +1,254 @@
+"""Requests at work: a model held, tokens set aside, texts being written; all of it given back when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import HTTPConnection, Request
+from starlette.types import Receive
+
+from ..llm import LLM
+from ..reply import Piece, Reply
+from ..request import Usage
+from ..ticket import Ticket
+from ..writing import Writing
+from .errors import Refusal, refusal_of
+from .gate import Lease, Tenant
+from .models import Held
+
+T = TypeVar("T")
+Start = Callable[[LLM, dict[str, Any]], "Writing | Sequence[Writing]"]
+
+_THREADS = 8  # for what must not hold the loop up: tokenizing, templates, grammars
+_SETTLE_S = 5.0  # what was cancelled may be in a step until then
+_USUAL_TOKENS = 256  # what an answer is taken to have, where its request does not say
+
+
+class Work:
+    """One request at work."""
+
+    def __init__(self, works: Works, tenant: Tenant, held: Held, lease: Lease | None) -> None:
+        self.id = uuid.uuid4().hex
+        self.created = int(time.time())
+        self.model = held.name
+        self.tenant = tenant
+        self.llm = held.llm
+        self.writings: tuple[Writing, ...] = ()
+        self.tickets: tuple[Ticket, ...] = ()
+        self.refusal: Refusal | None = None  # why it was cut
+        self._works = works
+        self._held = held
+        self._lease = lease
+
+    @property
+    def writing(self) -> Writing:
+        """The text, where there is one."""
+        return self.writings[0]
+
+    async def replies(self, receive: Receive) -> list[Reply]:
+        """The texts, when they are finished; whoever does not wait for them need not be kept working for."""
+        async with Watch(receive, self.cancel):
+            found = [await writing.areply() for writing in self.writings]
+        self.check()
+        return found
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """What is written, piece by piece, with the place of the prompt."""
+        for place, writing in enumerate(self.writings):
+            async for piece in writing:
+                yield place, piece
+        self.check()
+
+    def check(self) -> None:
+        """Raise what it was cut for, if it was."""
+        if self.refusal is not None:
+            raise self.refusal
+
+    def cut(self, refusal: Refusal) -> None:
+        """End it, and say why."""
+        self.refusal = refusal
+        self.cancel()
+
+    def cancel(self) -> None:
+        """End what is being written."""
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    def end(self) -> None:
+        """Give back what it held; the tokens that it took are told."""
+        self.cancel()
+        self._works.leave(self)
+        self._held.release()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            self._works.aside(partial(_settle, lease, self.tickets))
+
+
+class Works:
+    """All requests at work."""
+
+    def __init__(self) -> None:
+        self.draining = False  # no more are taken
+        self._works: set[Work] = set()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="bitnet-server")
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    async def begin(
+        self,
+        connection: HTTPConnection,
+        model: str,
+        start: Start,
+        wishes: dict[str, Any] | None = None,
+        *,
+        size: int = 0,
+    ) -> Work:
+        """Start to write. `size`: bytes of what is to be read."""
+        work = await self.open(connection, model, size // 4 + _expected(wishes or {}))
+        try:
+            await self.run(partial(self._start, work, start, dict(wishes or {})))
+        except BaseException:
+            work.end()
+            raise
+        return work
+
+    async def open(self, connection: HTTPConnection, model: str, tokens: int) -> Work:
+        """Hold a model, with tokens set aside; `end` gives it back."""
+        if self.draining:
+            raise Refusal(503, "the server is stopping; ask another", code="stopping")
+        state, tenant = connection.app.state, connection.state.tenant
+        held = await state.models.hold(model, tenant.models)
+        try:
+            lease = None
+            if state.tenants is not None:
+                lease = await self.run(partial(state.tenants.admit, tenant, model, tokens))
+        except BaseException:
+            held.release()
+            raise
+        work = Work(self, tenant, held, lease)
+        self._works.add(work)
+        return work
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Do what takes time beside the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def aside(self, call: Callable[[], object]) -> None:
+        """The same, which nobody waits for."""
+        self._threads.submit(call)
+
+    def leave(self, work: Work) -> None:
+        """A request has ended."""
+        self._works.discard(work)
+
+    def cut(self, refusal: Refusal, which: Callable[[Work], bool] = lambda _: True) -> int:
+        """End requests with an error that says why."""
+        found = [work for work in self._works if which(work)]
+        for work in found:
+            work.cut(refusal)
+        return len(found)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more, wait for those at work, and cut those that take too long."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self._works and loop.time() < end:
+            await asyncio.sleep(0.05)
+        self.cut(Refusal(503, "the server is stopping, and this took too long", code="stopping"))
+
+    def close(self) -> None:
+        """End the threads, when their work is done."""
+        self._threads.shutdown()
+
+    def _start(self, work: Work, start: Start, wishes: dict[str, Any]) -> None:
+        if work._held.adapter is not None:
+            wishes["adapter"] = work._held.adapter
+        wishes["tenant"] = work.tenant.secret
+        limit = wishes.get("max_tokens")
+        if limit is not None and limit > work.llm.engine.context:
+            raise ValueError(f"max_tokens: expected 1..{work.llm.engine.context}, got {limit}")
+        found = start(work.llm, wishes)
+        work.writings = (found,) if isinstance(found, Writing) else tuple(found)
+        work.tickets = tuple(writing.ticket for writing in work.writings)
+
+
+class Watch:
+    """Notices when a client leaves; `beat` is called now and then while it stays."""
+
+    def __init__(
+        self,
+        receive: Receive,
+        gone: Callable[[], None],
+        beat: Callable[[], Any] | None = None,
+        every_s: float | None = None,
+    ) -> None:
+        self._receive = receive
+        self._gone = gone
+        self._beat = beat
+        self._every_s = every_s
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._every_s):
+                    message = await self._receive()
+            except TimeoutError:
+                if self._beat is not None:
+                    await self._beat()
+                continue
+            if message["type"] in ("http.disconnect", "websocket.disconnect"):
+                self._gone()
+                return
+
+
+def works_of(request: Request) -> Works:
+    """The requests at work of a server."""
+    works: Works = request.app.state.works
+    return works
+
+
+def usage_of(usages: Iterable[Usage]) -> Usage:
+    """What several requests took together."""
+    each = list(usages)
+    joules = [one.joules for one in each if one.joules is not None]
+    return Usage(
+        prompt_tokens=sum(one.prompt_tokens for one in each),
+        completion_tokens=sum(one.completion_tokens for one in each),
+        cached_tokens=sum(one.cached_tokens for one in each),
+        drafted_tokens=sum(one.drafted_tokens for one in each),
+        accepted_tokens=sum(one.accepted_tokens for one in each),
+        joules=sum(joules) if joules else None,
+    )
+
+
+def _settle(lease: Lease, tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        with suppress(Exception):  # what it failed with, others were told
+            ticket.result(timeout=_SETTLE_S)
+    lease.settle(usage_of([ticket.usage for ticket in tickets]))
+
+
+def _expected(wishes: dict[str, Any]) -> int:
+    """Tokens that an answer may have."""
+    return int((wishes.get("max_tokens") or _USUAL_TOKENS) * wishes.get("n", 1))
+
+
