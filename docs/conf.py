@@ -19,6 +19,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {name: name for name in ("npt.ArrayLike", "npt.DTypeLike")}
 autodoc_default_options = {"members": True}
+# Pages are made without the gigabytes that training stands on.
+autodoc_mock_imports = ["torch", "transformers", "accelerate", "peft", "lm_eval"]
 
 html_theme = "furo"
 html_title = "BitNet"

@@ -74,6 +74,14 @@ def main() -> int:
             return 1
         lasts = time.monotonic() - began
         expected = fingerprint(folder / "whole")
+        for _ in range(2):  # the first makes the tokens, and waits for disks
+            shutil.rmtree(folder / "whole")
+            began = time.monotonic()
+            attempt(config(folder, "whole"), None)
+            lasts = min(lasts, time.monotonic() - began)
+            if fingerprint(folder / "whole") != expected:
+                say("two runs that were not killed differ")
+                return 1
         kills = runs = 0
         while kills < asked.kills:
             runs += 1

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bitnet_core import FormatError
+from bitnet_core.chat import ChatTemplate
 from bitnet_core.tokenizer import Tokenizer
 from bitnet_training import corpus, data, tokenizer
 from bitnet_training.config import Config, DataConfig
@@ -151,6 +152,21 @@ def test_conversations_are_kept_whole(tmp_path, words):
     assert words.decode(tokens[: len(tokens)].tolist()).startswith("Once?A dog.")
 
 
+def test_a_conversation_that_the_template_refuses_is_named_and_counted(tmp_path, words):
+    file = tmp_path / "a.jsonl"
+    turns = [{"prompt": "Once?", "completion": "A dog."}, {"prompt": "STOP", "completion": "A cat."}]
+    file.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+    template = ChatTemplate(
+        "{% for message in messages %}{% if message.content == 'STOP' %}{{ raise_exception('stopped') }}{% endif %}"
+        "{{ message.content }}{% endfor %}"
+    )
+    asked = {"cache": str(tmp_path / "cache"), "window": 16, "train": (str(file),), "form": "chat", "held_out": 0}
+    with pytest.raises(FormatError, match=r"a.jsonl:2: .*stopped"):
+        data.prepare(Config(data=DataConfig(**asked)), words, template)
+    found = data.prepare(Config(data=DataConfig(**asked, bad_records=1)), words, template)
+    assert len(found.learned) == 1
+
+
 def test_documents_longer_than_a_window_are_told(tmp_path, words, caplog):
     prepared(
         tmp_path, words, train=(lines(tmp_path / "a.jsonl", STORY * 3, "a"),), held_out=0, packing="whole", window=16
@@ -167,6 +183,7 @@ def test_a_corpus_larger_than_memory_is_made_in_little_of_it(tmp_path, words):
     code = """
 import resource, sys
 from pathlib import Path
+from bitnet_core.chat import ChatTemplate
 from bitnet_core.tokenizer import Tokenizer
 from bitnet_training import corpus, records
 words = Tokenizer.from_folder(sys.argv[2])

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitnet_core import FormatError
 from bitnet_training import records
@@ -209,3 +211,20 @@ def test_patterns_are_spelled_out_in_order_and_the_digest_follows_the_words(tmp_
     assert records.digest(found) == before != records.digest(found[::-1])
     write(tmp_path / "b.txt", "c")
     assert records.digest(found) != before
+
+
+@given(st.binary(max_size=300), st.sampled_from(["", "\n\n", "#"]), st.booleans())
+def test_no_bytes_bring_down_a_reader(tmp_path_factory, content, separator, chat):
+    folder = tmp_path_factory.getbasetemp()
+    for name in ("any.txt", "any.jsonl", "any.jsonl.gz", "any.parquet"):
+        file = write(folder / name, content)
+        try:
+            read(file, limit=2, separator=separator, chat=chat)
+        except FormatError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+@given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), max_size=20))
+def test_texts_come_back_as_they_were_written(tmp_path_factory, texts):
+    file = lines(tmp_path_factory.getbasetemp() / "back.jsonl", *({"text": text} for text in texts), {"text": "end"})
+    assert [record.text for record in read(file)] == [*texts, "end"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -243,11 +245,46 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(folder, capsys, arguments
     assert said.replace("'data.windo'", "'windo'") in complaint
 
 
+def test_a_folder_that_cannot_be_made_is_named(folder, capsys):
+    assert main([str(folder / "run.toml"), "--set", f"out={folder}/text.txt/run"]) == 2
+    assert "text.txt/run/checkpoints: Not a directory" in capsys.readouterr().err
+
+
+def test_data_that_moved_is_the_same_data(folder):
+    run(asked(folder, "schedule.steps=3"))
+    (folder / "text.txt").rename(folder / "moved.txt")
+    run(asked(folder, "schedule.steps=3", f"data.train=['{folder}/moved.txt']"), resume=True)
+
+
 def test_the_template_of_all_settings_is_a_config(capsys, tmp_path):
     assert main(["--template"]) == 0
     path = tmp_path / "all.toml"
     path.write_text(capsys.readouterr().out)
     assert config.load(path) == Config()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own of 700 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("NO MOUNT: needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room(folder, disk, capsys):
+    usual = ["--set", f"out={disk}/run", "--set", "checkpoints.every=1", "--set", "schedule.steps=12"]
+    assert main([str(folder / "run.toml"), *usual, "--set", "checkpoints.keep=20"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device" in said
+    assert "the last checkpoint is whole, and the run can be resumed from it" in said
+    saved = Checkpoints(disk / "run" / "checkpoints").newest()
+    assert saved is not None
+    shutil.copytree(disk / "run", folder / "run")
+    assert run(asked(folder, "schedule.steps=12"), resume=True).is_finished
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:

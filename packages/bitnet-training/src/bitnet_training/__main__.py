@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BitNetError, ValueError) as error:
         sys.stderr.write(f"bitnet: error: {error}\n")
         return 2
+    except OSError as error:
+        sys.stderr.write(f"bitnet: error: {error.filename or 'the run'}: {error.strerror or error}\n")
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

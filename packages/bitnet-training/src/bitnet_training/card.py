@@ -35,7 +35,7 @@ def _sizes(config: Config) -> str:
     asked = config.model
     return (
         f"hidden {asked.hidden_size}, feed-forward {asked.ffn_size}, {asked.layers} layers, {asked.heads} heads over "
-        f"{asked.kv_heads} of keys and values; {asked.activation}, sub-norms: {asked.sub_norms}; context {asked.context}"
+        f"{asked.kv_heads} of keys and values; {asked.activation}, sub-norms {asked.sub_norms}; context {asked.context}"
     )
 
 

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1
 _AT_ONCE = 256  # records; their texts are in memory together
 
-Conversation = Callable[[Record], tuple[Tokens, Flags]]
+Conversation = Callable[[Record], tuple[Tokens, Flags] | None]  # None: it is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +201,9 @@ class Writer:
         records = (record for record in self._records if self._is_wanted(record))
         if self._conversation is not None:
             for record in records:
-                self._bytes += sum(len(message["content"].encode()) for message in record.messages)
-                yield *self._conversation(record), True
+                if made := self._conversation(record):
+                    self._bytes += sum(len(message["content"].encode()) for message in record.messages)
+                    yield *made, True
             return
         first = self._tokenizer.encode("", eos=False)
         last = self._tokenizer.encode("", bos=False, eos=bool(self._tokenizer.eos))

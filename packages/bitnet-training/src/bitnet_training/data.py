@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bitnet_core import FormatError
@@ -71,8 +72,10 @@ def _windows(made: Corpus, asked: DataConfig, *, chat: bool) -> Windows:
     return Stream(made, asked.window, asked.document_mask)
 
 
-def _records(asked: DataConfig, sources: tuple[str, ...], *, chat: bool) -> Iterator[Record]:
-    bad = BadRecords(asked.bad_records)
+def _records(
+    asked: DataConfig, sources: tuple[str, ...], *, chat: bool, bad: BadRecords | None = None
+) -> Iterator[Record]:
+    bad = bad or BadRecords(asked.bad_records)
     return records.read(records.find(sources), key=asked.field, separator=asked.separator, chat=chat, bad=bad)
 
 
@@ -91,21 +94,29 @@ def _corpus(
     if apart_from:
         parts += [records.digest(records.find(apart_from)), asked.overlap]
 
-    def conversation(record: Record) -> tuple[Tokens, answers.Flags]:
-        return answers.encode(record.messages, tokenizer, template, record.where)
-
     def make() -> Writer:
+        bad = BadRecords(asked.bad_records)
         judged = _records(asked, apart_from, chat=chat) if apart_from else iter(())
         paragraphs = Paragraphs(one.text or "\n".join(m["content"] for m in one.messages) for one in judged)
         return Writer(
-            _records(asked, sources, chat=chat),
+            _records(asked, sources, chat=chat, bad=bad),
             tokenizer,
-            conversation=conversation if chat else None,
+            conversation=partial(_conversation, tokenizer, template, bad) if chat else None,
             overlaps=paragraphs.any_in if apart_from else None,
             leave_out=asked.overlap == "leave out",
         )
 
     return corpus.prepare(corpus.key_of(*parts, str(asked.bad_records)), corpus.folder(asked.cache), make)
+
+
+def _conversation(
+    tokenizer: Tokenizer, template: ChatTemplate | None, bad: BadRecords, record: Record
+) -> tuple[Tokens, answers.Flags] | None:
+    try:
+        return answers.encode(record.messages, tokenizer, template, record.where)
+    except FormatError as error:  # of the template, which does not know where a record stands
+        bad.leave_out(FormatError(record.where, error.field, error.expected, error.got, hint=error.hint))
+        return None
 
 
 def _say_overlap(learned: Corpus, asked: DataConfig) -> None:

@@ -47,6 +47,7 @@ _HEAD = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 """
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 346, 150, 50, 18, 6
+_FIGURES = ("loss", "held_out", "bits_per_byte")
 _WATCHED = (
     ("zeros", "Zeros among the codes"),
     ("flips", "Codes that flipped since the look before"),
@@ -82,7 +83,7 @@ def _figures(events: Sequence[Event]) -> str:
     """The few numbers that matter most."""
     found: dict[str, str] = {}
     for event in events:
-        found |= {name: shown(event[name]) for name in ("loss", "held_out", "bits_per_byte") if event.get(name) is not None}
+        found |= {name: shown(event[name]) for name in _FIGURES if event.get(name) is not None}
         if "tokens" in event:
             found["tokens"] = f"{event['tokens']:,}"
         found["step"] = str(event["step"])
@@ -93,8 +94,8 @@ def _figures(events: Sequence[Event]) -> str:
         "held_out": "nats a token, held out",
         "bits_per_byte": "bits a byte, held out",
     }
-    cells = "".join(f"<div><b>{found[name]}</b><span>{what}</span></div>" for name, what in said.items() if name in found)
-    return f'<div class="figures">{cells}</div>'
+    cells = [f"<div><b>{found[name]}</b><span>{what}</span></div>" for name, what in said.items() if name in found]
+    return f'<div class="figures">{"".join(cells)}</div>'
 
 
 def _training(events: Sequence[Event]) -> Iterator[str]:
@@ -146,7 +147,7 @@ def _figure(caption: str, series: Mapping[str, Points], unit: str = "") -> str:
         return ""
     everything = [point for points in drawn.values() for point in points]
     steps = [step for step, _ in everything]
-    scales = _Scales((min(steps), max(max(steps), min(steps) + 1)), _range([value for _, value in everything]))
+    scales = _Scales((min(steps), max(*steps, min(steps) + 1)), _range([value for _, value in everything]))
     parts = list(_axes(scales, unit))
     for style, (name, points) in zip(("first", "second"), drawn.items(), strict=False):
         places = [(scales.x(step), scales.y(value)) for step, value in points]
@@ -154,7 +155,8 @@ def _figure(caption: str, series: Mapping[str, Points], unit: str = "") -> str:
         if len(points) <= 60:
             for (x, y), (step, value) in zip(places, points, strict=True):
                 said = f"{name or caption}, step {step:.0f}: {_said(value, unit)}"
-                parts.append(f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="2"><title>{said}</title></circle>')
+                dot = f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="2">'
+                parts.append(f"{dot}<title>{said}</title></circle>")
     keys = zip(("first", "second"), drawn, strict=False)
     key = "".join(f'<i class="{style}">{name}</i>' for style, name in keys if name)
     svg = f'<svg viewBox="0 0 {_WIDTH + 10} {_HEIGHT}" role="img">{"".join(parts)}</svg>'

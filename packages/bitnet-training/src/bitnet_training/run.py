@@ -37,8 +37,9 @@ from .train import Loss, Outcome, Plan, Task, adamw, cross_entropy, explained, t
 from .windows import Batch, Batches, in_order
 
 _log = logging.getLogger(__name__)
-# What may differ between a run and its going on, since no weight depends on it.
-_FREE = ("out", "data.cache", "data.rows", "telemetry.", "checkpoints.", "compute.")
+# What may differ between a run and its going on: no weight depends on it, or the tokens' own hash tells.
+_FREE = ("out", "export", "data.cache", "data.rows", "data.train", "data.valid", "tokenizer.path",
+         "telemetry.", "checkpoints.", "compute.")  # fmt: skip
 
 
 def run(config: Config, *, resume: bool = False) -> Outcome:
