@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import bitnet_core
-from bitnet_training import config, models, options
+from bitnet_training import config, models, options, tokenizer
 from bitnet_training.__main__ import main
 from bitnet_training.checkpoint import Checkpoints
 from bitnet_training.config import Config
@@ -134,6 +134,15 @@ def test_a_folder_with_a_run_is_not_written_over(folder):
     outcome = run(asked(folder), resume=True)  # there is nothing left to do
     assert outcome.step == 6
     assert (folder / "run" / "log.jsonl").read_bytes() == before
+
+
+def test_a_vocabulary_that_no_model_has_learned_is_learned_anew(folder):
+    (folder / "run").mkdir()
+    tokenizer.train(["quite other words"] * 9, 260, folder / "run" / "tokenizer")
+    run(asked(folder, "schedule.steps=1"))
+    loaded = bitnet_core.load(folder / "run" / "model")
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.vocab_size == 280
 
 
 @pytest.mark.parametrize(

@@ -138,10 +138,13 @@ def report(out: str | os.PathLike[str]) -> Path:
 
 def _begin(config: Config, out: Path, checkpoints: Checkpoints, *, resume: bool) -> None:
     """Keep the config with the run; an earlier run in the folder is not written over."""
-    if not resume and any(checkpoints.folder.glob("step-*")):
+    has_run = any(checkpoints.folder.glob("step-*"))
+    if has_run and not resume:
         raise TrainingStopped(
             f"{out}: has a run's checkpoints; go on with it (--resume), or choose another folder (out)"
         )
+    if not has_run:  # a vocabulary without a model may be of other texts
+        shutil.rmtree(out / "tokenizer", ignore_errors=True)
     for left in (*out.glob(".*.*.part"), *(out / "tokenizer").glob(".*.part")):  # of a run that was killed
         left.unlink()
     with replacing(out / "config.toml") as stream:
