@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -39,12 +41,13 @@ def update(*, check: bool = False, flags: Flags = FLAGS) -> None:
 def _packages() -> list[dict[str, Any]]:
     """What pip would install in place of what is here."""
     here = {name: version for name in _PACKAGES if (version := version_of(name))}
+    pip = _pip()
     found = []
     for name, version in here.items():
         command = ["install", "--dry-run", "--quiet", "--upgrade", "--no-deps", "--report", "-", name]
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "pip", *command, "--disable-pip-version-check"],
+                [*pip, *command, "--disable-pip-version-check"],
                 capture_output=True,
                 timeout=120,
                 check=False,
@@ -56,6 +59,15 @@ def _packages() -> list[dict[str, Any]]:
         known = done.returncode == 0
         found.append({"name": name, "here": version, "newest": newer[0] if newer else version if known else None})
     return found
+
+
+def _pip() -> list[str]:
+    """The pip of this environment, or another that can look after it."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    if program := shutil.which("pip"):
+        return [program, "--python", sys.executable]
+    raise Failed("update: there is no pip here to ask what is newer: python -m ensurepip brings it")
 
 
 def _models() -> list[dict[str, Any]]:
