@@ -55,6 +55,7 @@ Count = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1 << 2
 Counts = Annotated[
     tuple[int, ...], Parameter(converter=_convert_all, validator=_within(1, 1 << 24), metavar="N,N...", n_tokens=1)
 ]
+Amount = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1 << 53), metavar="N")]
 Threads = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1024), metavar="N")]
 Size = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1 << 60), metavar="SIZE")]
 Span = Annotated[float, Parameter(converter=_convert_span, metavar="TIME")]

@@ -73,6 +73,13 @@ _COMMANDS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        "Server",
+        (
+            ("serve", "Models over HTTP, and a page to talk to"),
+            ("keys", "Who may use a server, and how much"),
+        ),
+    ),
+    (
         "Machine",
         (
             ("doctor", "Health of hardware, packages and cache, with advice"),

@@ -1,0 +1,116 @@
+"""A server and its keys, as operators start and manage them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Bitnet
+
+pytest.importorskip("uvicorn", reason='the extra "server" of bitnet-inference is not installed')
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(*words: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server of its own process that is ready: its address."""
+    port = free_port()
+    command = [sys.executable, "-c", "from bitnet_cli.main import command_line; command_line()", "serve", *words]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stderr=subprocess.PIPE, text=True, env={**os.environ, **variables}
+    )
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def ask(address: str, path: str, body: dict[str, Any] | None = None, key: str | None = None) -> tuple[int, Any]:
+    """The status and the answer."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        asked = urllib.request.Request(address + path, data, headers)  # noqa: S310  # loopback
+        with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def test_a_server_answers_and_stops_when_it_is_told_to() -> None:
+    with serving("tiny=" + str(Path(__file__).parents[3] / "models" / "stories")) as (address, process):
+        assert [one["id"] for one in ask(address, "/v1/models")[1]["data"]] == ["tiny"]
+        messages = [{"role": "user", "content": "Once upon a time"}]
+        status, said = ask(address, "/v1/chat/completions", {"model": "tiny", "messages": messages, "max_tokens": 8})
+        assert status == 200
+        assert said["usage"]["completion_tokens"] == 8
+        process.send_signal(signal.SIGTERM)
+        _, remarks = process.communicate(timeout=30)
+        assert process.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in remarks
+
+
+def test_keys_open_a_server_until_they_are_revoked(bitnet: Bitnet, tmp_path: Path) -> None:
+    kept = tmp_path / "keys.sqlite"
+    made = bitnet("keys", "create", "Ann", "--budget", "1M", "--lasts", "30d", "--keys", kept, "--json").json
+    audit = tmp_path / "audit.jsonl"
+    with serving("--keys", str(kept), "--audit", str(audit)) as (address, _):
+        question = {"model": "stories", "prompt": "Once", "max_tokens": 4}
+        assert ask(address, "/v1/completions", question)[0] == 401
+        assert ask(address, "/v1/completions", question, made["key"])[0] == 200
+        assert bitnet("keys", "revoke", made["id"], "--keys", kept).code == 0
+        for _ in range(200):
+            if ask(address, "/v1/completions", question, made["key"])[0] == 401:
+                break
+            time.sleep(0.05)
+        assert ask(address, "/v1/completions", question, made["key"])[0] == 401
+    used = bitnet("keys", "usage", "--keys", kept, "--json", "--csv", tmp_path / "usage.csv").json
+    assert used[0]["group"] == made["id"]
+    assert used[0]["completion_tokens"] >= 4
+    assert (tmp_path / "usage.csv").read_text().count("\n") == used[0]["requests"] + 1
+    assert bitnet("keys", "audit", audit).code == 0
+    assert made["key"] not in audit.read_text()
+
+
+def test_keys_are_listed_rotated_and_never_shown_again(bitnet: Bitnet, tmp_path: Path) -> None:
+    kept = tmp_path / "keys.sqlite"
+    first = bitnet("keys", "create", "Bob", "--role", "admin", "--keys", kept, "--json").json
+    second = bitnet("keys", "rotate", first["id"], "--keys", kept, "--json").json
+    assert second["key"] != first["key"]
+    listed = bitnet("keys", "list", "--keys", kept)
+    assert first["id"] in listed.out
+    assert first["key"] not in listed.out + kept.read_bytes().decode("latin-1")
+    assert bitnet("keys", "bill", "--keys", kept, "--json").json == []
+
+
+def test_other_machines_are_let_in_with_keys_alone(bitnet: Bitnet) -> None:
+    said = bitnet("serve", "--host", "0.0.0.0")  # noqa: S104  # refused is what it shall be
+    assert said.code == 2
+    assert "make a key first" in said.err
+    assert said.err.count("bitnet: error") == 1
