@@ -350,6 +350,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 }
 
 #include "avx2_attention.h"
+#include "avx2_packing.h"
 
 }  // namespace
 
@@ -358,7 +359,7 @@ const Kernels kAvxVnni = {"avxvnni",
 #else
 const Kernels kAvx2 = {"avx2",
 #endif
-                          Order::two_bits, 4,        ternary, nullptr,  nullptr, bytes,  dense, finish, norm,
-                          largest,         quantize, split,   activate, widen,   narrow, attend};
+                          Order::two_bits, 4,        ternary, nullptr,  nullptr, bytes,  dense,  finish,        norm,
+                          largest,         quantize, split,   activate, widen,   narrow, attend, unpack_digits, place};
 
 }  // namespace bitnet

@@ -341,6 +341,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 }
 
 #include "avx512_attention.h"
+#include "avx512_packing.h"
 
 }  // namespace
 
@@ -352,7 +353,7 @@ const Kernels kAvx512Vbmi = {"avx512vbmi",
                              expand,
                              two_bits,
 #else
-const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, nullptr,
+const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr,       nullptr,
 #endif
                              bytes,
                              dense,
@@ -364,6 +365,8 @@ const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, 
                              activate,
                              widen,
                              narrow,
-                             attend};
+                             attend,
+                             unpack_digits,
+                             place};
 
 }  // namespace bitnet

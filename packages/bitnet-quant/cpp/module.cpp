@@ -4,6 +4,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -54,8 +56,9 @@ Placed dense_matrix(Array<const uint8_t, 1> data, const std::string& kind, size_
 // The engine with all that it points into. Calls exclude each other: one that waits for another is slow, not wrong.
 class Runner {
 public:
-    Runner(const std::string& isa, size_t threads, const Shape& shape)
-        : engine_(checked(isa, threads, shape), threads, shape) {}
+    // `crew`: how many place weights, until the scratch memory is set.
+    Runner(const std::string& isa, size_t threads, const Shape& shape, size_t crew)
+        : engine_(checked(isa, threads, shape), threads, shape), crew_(std::make_unique<Pool>(counted(crew))) {}
 
     Engine& engine() { return engine_; }
 
@@ -149,6 +152,7 @@ public:
         require(reinterpret_cast<uintptr_t>(memory.data()) % 64 == 0, "the scratch memory is not aligned to 64 bytes");
         engine_.lay_out(memory.data(), head_);
         keep(nb::ndarray<>(memory));
+        crew_.reset();
         ready_ = true;
     }
 
@@ -249,8 +253,8 @@ public:
         require(fits, "from: its shape does not fit the matrix");
         require_size("out", out.size(), extent.groups() * extent.group_bytes());
         const std::lock_guard<std::mutex> lock(mutex_);
-        return pack_ternary(engine_.pool(), found, {from.data(), from.shape(0), from.shape(1), from.stride(0)}, extent,
-                            out.data());
+        return pack_ternary(crew(), engine_.kernels(), found,
+                            {from.data(), from.shape(0), from.shape(1), from.stride(0)}, extent, out.data());
     }
 
     void pack_rows(Array<const uint8_t, 1> from, const std::string& kind, Array<uint8_t, 1> out, Array<float, 1> scale,
@@ -261,13 +265,28 @@ public:
         require_size("out", out.size(), extent.groups() * kRows * extent.padded());
         require_size("scale", scale.size(), extent.groups() * kRows);
         const std::lock_guard<std::mutex> lock(mutex_);
-        pack_bytes(engine_.pool(), engine_.kernels(), from.data(), stored, rows, columns,
-                   reinterpret_cast<int8_t*>(out.data()), scale.data());
+        pack_bytes(crew(), engine_.kernels(), from.data(), stored, rows, columns, reinterpret_cast<int8_t*>(out.data()),
+                   scale.data());
+    }
+
+    // What many hands move: a core alone is not given all of the memory's speed.
+    void copy(Array<const uint8_t, 1> from, Array<uint8_t, 1> out) {
+        require_size("out", out.size(), from.size());
+        const std::lock_guard<std::mutex> lock(mutex_);
+        crew().run([&](size_t thread) {
+            const size_t begin = from.size() * thread / crew().threads();
+            std::memcpy(out.data() + begin, from.data() + begin, from.size() * (thread + 1) / crew().threads() - begin);
+        });
     }
 
 private:
-    static const Kernels& checked(const std::string& isa, size_t threads, const Shape& shape) {
+    static size_t counted(size_t threads) {
         require(threads >= 1 && threads <= 1024, "threads: expected 1 to 1024, got " + std::to_string(threads));
+        return threads;
+    }
+
+    static const Kernels& checked(const std::string& isa, size_t threads, const Shape& shape) {
+        counted(threads);
         require(shape.hidden && shape.ffn && shape.heads && shape.kv_heads && shape.heads % shape.kv_heads == 0,
                 "the sizes of a model are above 0, and its heads a multiple of those of keys");
         require(shape.head_size >= 1 && shape.head_size <= kHead, "head_size: expected 1 to 256");
@@ -306,7 +325,10 @@ private:
         require(layer < engine_.shape().layers, "no layer " + std::to_string(layer));
     }
 
+    Pool& crew() { return crew_ ? *crew_ : engine_.pool(); }
+
     Engine engine_;
+    std::unique_ptr<Pool> crew_;
     std::mutex mutex_;
     Matrix embedding_, head_;
     const float* norm_ = nullptr;
@@ -332,7 +354,7 @@ void define_runner(nb::module_& module) {
                     "columns"_a)
         .def_static("dense", dense_matrix, "data"_a.noconvert(), nb::kw_only(), "kind"_a, "rows"_a, "columns"_a);
     nb::class_<Runner>(module, "Engine")
-        .def(nb::init<const std::string&, size_t, const Shape&>(), "isa"_a, "threads"_a, "shape"_a)
+        .def(nb::init<const std::string&, size_t, const Shape&, size_t>(), "isa"_a, "threads"_a, "shape"_a, "crew"_a)
         .def("ternary_bytes", &Runner::ternary_bytes, nb::kw_only(), "rows"_a, "columns"_a, "segments"_a)
         .def("ternary", &Runner::ternary_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
              "columns"_a, "segments"_a, "each"_a, "floats"_a)
@@ -348,6 +370,7 @@ void define_runner(nb::module_& module) {
              "rows"_a, "columns"_a, "segments"_a)
         .def("pack_rows", &Runner::pack_rows, Released(), "data"_a.noconvert(), "kind"_a, "out"_a.noconvert(),
              "scale"_a.noconvert(), nb::kw_only(), "rows"_a, "columns"_a)
+        .def("copy", &Runner::copy, Released(), "data"_a.noconvert(), "out"_a.noconvert())
         .def("begin", &Runner::begin, Released(), "sequences"_a.noconvert(), "pages"_a.noconvert())
         .def("embed", &Runner::embed, Released(), "ids"_a.noconvert(), "x"_a.noconvert())
         .def("project", &Runner::project, Released(), "layer"_a, "x"_a.noconvert(), "queries"_a.noconvert(),

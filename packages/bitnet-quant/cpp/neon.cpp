@@ -241,6 +241,6 @@ const Kernels kNeon = {"neon",
                        neon::dense,     neon::finish,   neon::norm,
                        neon::largest,   neon::quantize, neon::split,
                        neon::activate,  neon::widen,    neon::narrow,
-                       neon::attend};
+                       neon::attend,    neon::unpack,   neon::place};
 
 }  // namespace bitnet

@@ -200,9 +200,25 @@ void attend(const Attention* call) {
     }
 }
 
+#include "packing.h"
+
+uint32_t place(const uint8_t* digits, size_t stride, size_t columns, uint8_t* out) {
+    uint32_t all = 0;
+    for (size_t column = 0; column < columns; column += 16, out += 256)
+        for (size_t row = 0; row < 16; ++row) {
+            uint32_t fields[4];
+            std::memcpy(fields, digits + row * stride + column, sizeof fields);
+            const uint32_t packed = fields[0] | fields[1] << 2 | fields[2] << 4 | fields[3] << 6;
+            all |= packed & packed >> 1;
+            std::memcpy(out + 4 * row, &packed, sizeof packed);
+        }
+    return all & 0x55555555;  // both bits of a digit
+}
+
 }  // namespace
 
-const Kernels kScalar = {"scalar", Order::two_bits, kTokens,  ternary, nullptr,  nullptr, bytes,  dense, finish,
-                         norm,     largest,         quantize, split,   activate, widen,   narrow, attend};
+const Kernels kScalar = {"scalar", Order::two_bits, kTokens, ternary,       nullptr,  nullptr, bytes,
+                         dense,    finish,          norm,    largest,       quantize, split,   activate,
+                         widen,    narrow,          attend,  unpack_digits, place};
 
 }  // namespace bitnet

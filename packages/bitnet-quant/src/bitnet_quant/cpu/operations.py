@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_core import device
 from bitnet_core.cache import CachePages, PagedCache
 from bitnet_core.decoder import Batch
 from bitnet_core.errors import UnsupportedError
@@ -27,7 +28,9 @@ class CpuOperations:
     def __init__(self, model: Model, pool: Pool, *, isa: str, threads: int, head: str, kv: str) -> None:
         self.spec = spec = model.spec
         self._pool = pool
-        self._engine: _native.Engine | None = _native.Engine(isa, threads, _shape(spec, kv))
+        self._engine: _native.Engine | None = _native.Engine(
+            isa, threads, _shape(spec, kv), max(threads, device.cpu().usable_cores)
+        )
         self._placement = Placement(model, pool, self._engine)
         self._rows: dict[str, Buffer] = {}
         self._batch: Batch[PagedCache] | None = None
