@@ -41,8 +41,13 @@ constexpr size_t digits_of(Wire wire) {  // of a group; hf_rows has one of its f
 enum class Float : uint8_t { f16, bf16, f32 };
 enum class Gate : uint8_t { relu2, silu, gelu };
 
+enum class Held : uint8_t { f16, f32, int8 };  // how a page holds keys and values
+
+constexpr size_t width_of(Held held) { return held == Held::f32 ? 4 : held == Held::f16 ? 2 : 1; }
+
 // Queries of one head of keys, which share its pages. A page holds keys as (size, kPositions) and values as
-// (kPositions, padded), both float16 or both float32; padded is size rounded up to 16.
+// (kPositions, padded), of one type; padded is size rounded up to 16. Behind int8 stand float32 scales: one for each
+// position's key, then one for each position's value.
 struct Attention {
     const float* queries;  // (rows, padded), scaled
     size_t rows;
@@ -51,8 +56,8 @@ struct Attention {
     const int64_t* first;  // of each row: the positions that it sees, from first to before last
     const int64_t* last;
     uint8_t* const* pages;
-    size_t offset;   // bytes from a page's address to the keys
-    bool wide;       // float32
+    size_t offset;  // bytes from a page's address to the keys
+    Held held;
     float* mixed;    // (rows, padded), the result
     float* weights;  // (rows, kPositions), scratch
     float* peak;     // (rows), scratch

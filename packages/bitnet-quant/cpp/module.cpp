@@ -341,14 +341,14 @@ void define_runner(nb::module_& module) {
         .def(
             "__init__",
             [](Shape* self, size_t hidden, size_t ffn, size_t layers, size_t heads, size_t kv_heads, size_t head_size,
-               const std::string& gate, bool wide_pages, double norm_eps, double sub_norm_eps, float query_scale,
-               float embedding_scale, float residual_scale) {
-                new (self) Shape{hidden,        ffn,        layers,   heads,        kv_heads,    head_size,
-                                 gate_of(gate), wide_pages, norm_eps, sub_norm_eps, query_scale, embedding_scale,
+               const std::string& gate, const std::string& held, double norm_eps, double sub_norm_eps,
+               float query_scale, float embedding_scale, float residual_scale) {
+                new (self) Shape{hidden,        ffn,           layers,   heads,        kv_heads,    head_size,
+                                 gate_of(gate), held_of(held), norm_eps, sub_norm_eps, query_scale, embedding_scale,
                                  residual_scale};
             },
-            nb::kw_only(), "hidden"_a, "ffn"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_size"_a, "gate"_a,
-            "wide_pages"_a, "norm_eps"_a, "sub_norm_eps"_a, "query_scale"_a, "embedding_scale"_a, "residual_scale"_a);
+            nb::kw_only(), "hidden"_a, "ffn"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_size"_a, "gate"_a, "held"_a,
+            "norm_eps"_a, "sub_norm_eps"_a, "query_scale"_a, "embedding_scale"_a, "residual_scale"_a);
     nb::class_<Placed>(module, "Matrix")
         .def_static("bytes", bytes_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
                     "columns"_a)
@@ -401,7 +401,9 @@ NB_MODULE(_native, module) {
         const std::vector<const char*> names = built();
         return std::vector<std::string>(names.begin(), names.end());
     });
-    module.def("head_bytes", &head_bytes, "head_size"_a, "wide"_a);
+    module.def(
+        "head_bytes", [](size_t size, const std::string& held) { return head_bytes(size, held_of(held)); },
+        "head_size"_a, "held"_a);
     define_runner(module);
     define_kernels(module);
 }

@@ -25,7 +25,7 @@ def engine(threads: int = 2, isa: str = "scalar") -> _native.Engine:
         kv_heads=1,
         head_size=16,
         gate="silu",
-        wide_pages=False,
+        held="f16",
         norm_eps=1e-5,
         sub_norm_eps=1e-5,
         query_scale=1.0,

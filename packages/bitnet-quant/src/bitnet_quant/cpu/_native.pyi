@@ -13,6 +13,7 @@ _I64 = npt.NDArray[np.int64]
 _U64 = npt.NDArray[np.uint64]
 _F32 = npt.NDArray[np.float32]
 _F64 = npt.NDArray[np.float64]
+_Held = str  # "f16", "f32", "int8"
 _Kind = str  # "float16", "bfloat16", "float32"
 
 POSITIONS: int
@@ -21,7 +22,7 @@ COLUMNS: int
 
 def usable() -> list[str]: ...
 def built() -> list[str]: ...
-def head_bytes(head_size: int, wide: bool) -> int: ...
+def head_bytes(head_size: int, held: _Held) -> int: ...
 
 class Shape:
     def __init__(
@@ -34,7 +35,7 @@ class Shape:
         kv_heads: int,
         head_size: int,
         gate: str,
-        wide_pages: bool,
+        held: _Held,
         norm_eps: float,
         sub_norm_eps: float,
         query_scale: float,

@@ -36,7 +36,7 @@ class CpuOperations:
         self._batch: Batch[PagedCache] | None = None
         try:
             self._placement.place(head)
-            page = spec.layers * spec.kv_heads * _native.head_bytes(spec.head_size, kv == "f32")
+            page = spec.layers * spec.kv_heads * _native.head_bytes(spec.head_size, kv)
             self._pages = Pages(pool, (page,), np.uint8, pages_per_slab=max(1, min(64, _SLAB_BYTES // page)))
         except BaseException:
             self._placement.close()
@@ -140,7 +140,7 @@ def _shape(spec: ModelSpec, kv: str) -> _native.Shape:
         kv_heads=spec.kv_heads,
         head_size=spec.head_size,
         gate=spec.activation,
-        wide_pages=kv == "f32",
+        held=kv,
         norm_eps=spec.norm_eps,
         sub_norm_eps=spec.sub_norm_eps,
         query_scale=spec.query_scale,
