@@ -49,6 +49,13 @@ void page_tile(const Attention& call, size_t row, size_t page, const uint8_t* ke
         if (from[r] < to[r]) mix<H, 1>(call, row + r, values, fades + r, from[r], to[r]);
 }
 
+// Pages lie far apart, where no processor looks ahead by itself.
+template <Held H>
+void fetch(const Attention& call, const uint8_t* keys) {
+    const size_t bytes = width_of(H) * (call.size + call.padded) * kPositions;
+    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(keys + at);
+}
+
 template <Held H>
 void attend_over(const Attention& call) {
     int64_t first = call.first[0], last = call.last[0];
@@ -61,6 +68,7 @@ void attend_over(const Attention& call) {
     }
     for (size_t page = size_t(first) / kPositions; page * kPositions < size_t(last); ++page) {
         const uint8_t* keys = call.pages[page] + call.offset;
+        if ((page + 1) * kPositions < size_t(last)) fetch<H>(call, call.pages[page + 1] + call.offset);
         size_t row = 0;
         for (; row + kTall <= call.rows; row += kTall) page_tile<H, kTall>(call, row, page, keys);
         for (; row + kLow <= call.rows; row += kLow) page_tile<H, kLow>(call, row, page, keys);

@@ -348,7 +348,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 #if defined(__AVX512VBMI__)
 const Kernels kAvx512Vbmi = {"avx512vbmi",
                              Order::five_bits,
-                             4,
+                             12,
                              five_bits,
                              expand,
                              two_bits,

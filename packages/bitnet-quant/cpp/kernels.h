@@ -17,6 +17,7 @@ namespace bitnet {
 constexpr size_t kRows = 64;
 constexpr size_t kColumns = 16;    // that int8 matrices are padded to
 constexpr size_t kTokens = 6;      // the most tokens of a tile
+constexpr size_t kMost = 12;       // the most of a tile that is ternary, in any table
 constexpr size_t kPositions = 32;  // of a page
 constexpr size_t kHead = 256;      // the largest head
 
