@@ -7,7 +7,6 @@
 namespace bitnet {
 namespace {
 
-constexpr size_t kChunk = 288;    // tokens between two readings of the weights: their digits stay in the cache
 constexpr size_t kUnitRows = 64;  // queries that share a reading of keys and values
 constexpr float kFloor = 1e-5f;   // the least magnitude that a scale is made for
 
@@ -97,6 +96,7 @@ size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
 
 void Engine::begin(std::vector<Sequence> sequences, std::vector<uint8_t*> pages, size_t tokens) {
     tokens_ = 0;  // should memory run out below, nothing is begun
+    adapted_ = {};
     sequences_ = std::move(sequences);
     pages_ = std::move(pages);
     units_.clear();
@@ -152,8 +152,9 @@ void Engine::quantize(const Matrix& matrix, const Inputs& inputs, const float* x
     }
 }
 
-// A row of inputs for one matrix, whose own norm goes before; `row` is scratch.
-void Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token, float* row) const {
+// A row of inputs for one matrix, whose own norm goes before; `row` is scratch. Gives the row as floats.
+const float* Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token,
+                             float* row) const {
     const size_t columns = matrix.extent.columns;
     if (matrix.norm) {
         kernels_.norm(x, matrix.norm, shape_.sub_norm_eps, columns, row);
@@ -163,6 +164,7 @@ void Engine::prepare(const Matrix& matrix, const Inputs& inputs, const float* x,
         std::memcpy(inputs.x + token * columns, x, columns * sizeof(float));
     else
         quantize(matrix, inputs, x, token);
+    return x;
 }
 
 void Engine::multiply_dense(const Work& work, size_t group, size_t token, size_t count, float* out) const {
@@ -270,22 +272,29 @@ void Engine::project(size_t index, const float* x, float* queries, float* keys, 
                 kernels_.norm(x + (first + token) * shape_.hidden, layer.vectors[kAttnNorm], shape_.norm_eps,
                               shape_.hidden, row);
                 for (size_t i = 0; i < 3; ++i)
-                    if (work[i].inputs == &inputs_[i]) prepare(*work[i].matrix, inputs_[i], row, token, spare);
+                    if (work[i].inputs == &inputs_[i])
+                        keep(first + token, *work[i].matrix, inputs_[i],
+                             prepare(*work[i].matrix, inputs_[i], row, token, spare));
             }
             pool_.meet();
             multiply(thread, work, count);
-            for (Work& part : work) part.out += count * part.stride;
+            reduce(thread, index, work, first);
             pool_.meet();
+            spread(thread, index, work, first);
+            for (Work& part : work) part.out += count * part.stride;
         }
     });
 }
 
 // x plus a projection of the inputs, with the norm after it, if there is one.
-void Engine::finish_residual(size_t thread, Matrix& matrix, const Inputs& inputs, const float* post, float* x,
-                             size_t tokens) {
+void Engine::finish_residual(size_t thread, size_t layer, const Matrix& matrix, const Inputs& inputs, const float* post,
+                             float* x, size_t first, size_t tokens) {
+    x += first * shape_.hidden;
     const Work work{&matrix, &inputs, post ? change_ : x, shape_.hidden, !post};
     multiply(thread, {&work, 1}, tokens);
+    reduce(thread, layer, {&work, 1}, first);
     pool_.meet();
+    spread(thread, layer, {&work, 1}, first);
     if (!post) return;
     float* row = rows_[thread].first;
     const auto [from, to] = share(tokens, thread);
@@ -311,10 +320,10 @@ void Engine::merge(size_t index, float* x, const float* attended) {
                     kernels_.norm(inputs, layer.vectors[kAttnSub], shape_.sub_norm_eps, width, row);
                     inputs = row;
                 }
-                prepare(output, inputs_[0], inputs, token, spare);
+                keep(first + token, output, inputs_[0], prepare(output, inputs_[0], inputs, token, spare));
             }
             pool_.meet();
-            finish_residual(thread, output, inputs_[0], layer.vectors[kAttnPost], x + first * shape_.hidden, count);
+            finish_residual(thread, index, output, inputs_[0], layer.vectors[kAttnPost], x, first, count);
         }
     });
 }
@@ -332,12 +341,14 @@ void Engine::feed(size_t index, float* x) {
             const auto [from, to] = share(count, thread);
             for (size_t token = from; token < to; ++token) {
                 kernels_.norm(x + (first + token) * hidden, layer.vectors[kFfnNorm], shape_.norm_eps, hidden, row);
-                prepare(gate, inputs_[0], row, token, spare);
-                if (!shared) prepare(up, inputs_[1], row, token, spare);
+                keep(first + token, gate, inputs_[0], prepare(gate, inputs_[0], row, token, spare));
+                if (!shared) keep(first + token, up, inputs_[1], prepare(up, inputs_[1], row, token, spare));
             }
             pool_.meet();
             multiply(thread, work, count);
+            reduce(thread, index, work, first);
             pool_.meet();
+            spread(thread, index, work, first);
             for (size_t token = from; token < to; ++token) {
                 const float* inner = gate_ + token * ffn;
                 kernels_.activate(shape_.gate, gate_ + token * ffn, up_ + token * ffn, ffn);
@@ -345,10 +356,10 @@ void Engine::feed(size_t index, float* x) {
                     kernels_.norm(inner, layer.vectors[kFfnSub], shape_.sub_norm_eps, ffn, row);
                     inner = row;
                 }
-                prepare(down, inputs_[2], inner, token, spare);
+                keep(first + token, down, inputs_[2], prepare(down, inputs_[2], inner, token, spare));
             }
             pool_.meet();
-            finish_residual(thread, down, inputs_[2], layer.vectors[kFfnPost], x + first * hidden, count);
+            finish_residual(thread, index, down, inputs_[2], layer.vectors[kFfnPost], x, first, count);
         }
     });
 }

@@ -9,11 +9,14 @@
 #include <utility>
 #include <vector>
 
+#include "adapters.h"
 #include "kernels.h"
 #include "layout.h"
 #include "pool.h"
 
 namespace bitnet {
+
+constexpr size_t kChunk = 288;  // tokens between two readings of the weights: their digits stay in the cache
 
 inline size_t padded_to(size_t count, size_t unit) { return (count + unit - 1) / unit * unit; }
 
@@ -43,6 +46,17 @@ struct Matrix {
 // The seven projections of a layer, and its norms; the sub norms stand before o and down.
 enum Projection : size_t { kQ, kK, kV, kO, kGate, kUp, kDown, kProjections };
 enum Vector : size_t { kAttnNorm, kFfnNorm, kAttnSub, kFfnSub, kQNorm, kKNorm, kAttnPost, kFfnPost, kVectors };
+
+inline Extents extents_of(const Shape& shape) {
+    const size_t q = shape.heads * shape.head_size, kv = shape.kv_heads * shape.head_size;
+    return {{{q, shape.hidden},
+             {kv, shape.hidden},
+             {kv, shape.hidden},
+             {shape.hidden, q},
+             {shape.ffn, shape.hidden},
+             {shape.ffn, shape.hidden},
+             {shape.hidden, shape.ffn}}};
+}
 
 struct Layer {
     std::array<Matrix, kProjections> matrices;
@@ -88,6 +102,16 @@ public:
     // What the next operations are about: each sequence's tokens, and the pages of all.
     void begin(std::vector<Sequence> sequences, std::vector<uint8_t*> pages, size_t tokens);
     size_t tokens() const { return tokens_; }
+    size_t sequences() const { return sequences_.size(); }
+
+    // Which adapter each sequence of the batch runs with, null for none; they are used until the next batch begins.
+    // Gives the rows of `kept_columns` floats that `keep_in` must then be given.
+    size_t adapt(const std::vector<const Adapter*>& adapters);
+    bool fits(const std::vector<const Adapter*>& adapters) const;  // all of them are of this model
+    void keep_in(float* memory) { adapted_.inputs = memory; }
+    size_t kept_rows() const { return adapted_.held; }
+    size_t kept_columns() const;
+    bool keeps() const { return adapted_.inputs || !adapted_.held; }
 
     void embed(const Matrix& embedding, const int32_t* ids, size_t tokens, float* x);
     void project(size_t layer, const float* x, float* queries, float* keys, float* values);
@@ -122,15 +146,24 @@ private:
 
     Range share(size_t count, size_t thread) const;
     size_t unit_tokens() const;
-    void prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token, float* row) const;
+    const float* prepare(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token, float* row) const;
     void quantize(const Matrix& matrix, const Inputs& inputs, const float* x, size_t token) const;
     void multiply(size_t thread, std::span<const Work> work, size_t tokens) const;
     void multiply_group(size_t thread, const Work& work, size_t group, size_t tokens) const;
     void multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count, bool add,
                        float* out, size_t stride) const;
     void multiply_dense(const Work& work, size_t group, size_t token, size_t count, float* out) const;
-    void finish_residual(size_t thread, Matrix& matrix, const Inputs& inputs, const float* post, float* x,
-                         size_t tokens);
+    void finish_residual(size_t thread, size_t layer, const Matrix& matrix, const Inputs& inputs, const float* post,
+                         float* x, size_t first, size_t tokens);
+    size_t kept_offset(size_t index) const;
+    std::span<const Adapted::Run> runs_of(size_t first) const;
+    void keep(size_t token, const Matrix& matrix, const Inputs& inputs, const float* x) const;
+    void reduce(size_t thread, size_t layer, std::span<const Work> work, size_t first);
+    void spread(size_t thread, size_t layer, std::span<const Work> work, size_t first);
+    void spread_groups(const Work& work, size_t part, const Adapted::Run& run, const Change& change, size_t from,
+                       size_t to, size_t first);
+    float* product(size_t part, size_t slot);
+    const Change& change_of(const Adapted::Run& run, size_t layer, const Work& work) const;
     void write_token(size_t layer, size_t token, const Sequence& sequence, const float* keys, const float* values);
     void attend_unit(size_t layer, const Unit& unit, size_t kv_head, const float* queries, float* attended,
                      const Scores& scratch) const;
@@ -145,6 +178,7 @@ private:
     std::vector<Sequence> sequences_;
     std::vector<uint8_t*> pages_;
     std::vector<Unit> units_;
+    Adapted adapted_;
     size_t tokens_ = 0;
     std::atomic<size_t> next_{0};  // of the units and heads that attend
     Inputs inputs_[3]{};

@@ -73,6 +73,19 @@ void define_kernels(nb::module_& module) {
             },
             "data"_a.noconvert(), "kind"_a, "x"_a.noconvert(), "out"_a.noconvert())
         .def(
+            "spread",
+            [](Handle self, Array<const uint8_t, 2> rows, const std::string& kind, Array<const float, 2> weights,
+               Array<float, 2> out) {
+                const Float stored = float_of(kind);
+                require(weights.shape(0) >= 1 && weights.shape(0) <= kTokens, "weights: 1 to 6 tokens");
+                require(stored != Float::bf16, "rows are float16 or float32");
+                require_shape("rows", rows, weights.shape(1), kRows * width_of(stored));
+                require_shape("out", out, weights.shape(0), kRows);
+                self.table->spread(rows.data(), stored, weights.shape(1), weights.data(), weights.shape(1),
+                                   weights.shape(0), out.data());
+            },
+            "rows"_a.noconvert(), "kind"_a, "weights"_a.noconvert(), "out"_a.noconvert())
+        .def(
             "finish",
             [](Handle self, Array<const int32_t, 2> values, Array<const float, 1> scale, float divisor, bool add,
                Array<float, 1> out) {

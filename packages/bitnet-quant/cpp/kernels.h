@@ -40,6 +40,9 @@ constexpr size_t digits_of(Wire wire) {  // of a group; hf_rows has one of its f
 }
 
 enum class Float : uint8_t { f16, bf16, f32 };
+
+constexpr size_t width_of(Float kind) { return kind == Float::f32 ? 4 : 2; }  // bytes
+
 enum class Gate : uint8_t { relu2, silu, gelu };
 
 enum class Held : uint8_t { f16, f32, int8 };  // how a page holds keys and values
@@ -86,6 +89,9 @@ struct Kernels {
     // Floats: out (tokens, 64) = up to 64 rows of `columns`, `row_bytes` apart, times x.
     void (*dense)(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_t columns, const float* x,
                   size_t stride, size_t tokens, float* out);
+    // Adapters: out (tokens, 64) = the sums over `rank` of weights (tokens, rank) times rows of 64, float16 or float32.
+    void (*spread)(const uint8_t* rows, Float kind, size_t rank, const float* weights, size_t stride, size_t tokens,
+                   float* out);
     // 64 sums of each of `planes` digits, base 256 and the highest first, as floats times scale / divisor;
     // `step` is 0 for one scale and 1 for one a row. Added to out, or put there.
     void (*finish)(const int32_t* sums, size_t planes, const float* scale, size_t step, float divisor, bool add,

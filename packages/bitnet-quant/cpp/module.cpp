@@ -17,7 +17,8 @@ using namespace nb::literals;
 
 namespace bitnet {
 
-void define_kernels(nb::module_& module);  // in kernel_table.cpp
+void define_kernels(nb::module_& module);   // in kernel_table.cpp
+void define_adapters(nb::module_& module);  // in adapter_changes.cpp
 
 namespace {
 
@@ -82,21 +83,19 @@ public:
     void set_matrix(size_t layer, size_t which, const Placed& placed, std::optional<Array<const float, 1>> norm,
                     std::optional<Array<const float, 1>> bias) {
         const Shape& shape = engine_.shape();
-        const size_t q = shape.heads * shape.head_size, kv = shape.kv_heads * shape.head_size;
-        const size_t rows[] = {q, kv, kv, shape.hidden, shape.ffn, shape.ffn, shape.hidden};
-        const size_t columns[] = {shape.hidden, shape.hidden, shape.hidden, q, shape.hidden, shape.hidden, shape.ffn};
         require(layer < shape.layers && which < kProjections, "no such layer or projection");
-        require_size("rows", placed.matrix.extent.rows, rows[which]);
-        require_size("columns", placed.matrix.extent.columns, columns[which]);
+        const auto [rows, columns] = extents_of(shape)[which];
+        require_size("rows", placed.matrix.extent.rows, rows);
+        require_size("columns", placed.matrix.extent.columns, columns);
         Matrix matrix = placed.matrix;
         check_order(matrix);
         if (norm) {
-            require_size("norm", norm->size(), columns[which]);
+            require_size("norm", norm->size(), columns);
             matrix.norm = norm->data();
             keep(nb::ndarray<>(*norm));
         }
         if (bias) {
-            require_size("bias", bias->size(), rows[which]);
+            require_size("bias", bias->size(), rows);
             matrix.bias = bias->data();
             keep(nb::ndarray<>(*bias));
         }
@@ -175,6 +174,18 @@ public:
         for (size_t i = 0; i < table; ++i) addresses[i] = reinterpret_cast<uint8_t*>(uintptr_t(pages.data()[i]));
         const std::lock_guard<std::mutex> lock(mutex_);
         engine_.begin(std::move(found), std::move(addresses), tokens);
+    }
+
+    size_t adapt(std::vector<const Adapter*> adapters) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        require_size("adapters", adapters.size(), engine_.sequences());
+        require(engine_.fits(adapters), "an adapter of another model");
+        return engine_.adapt(adapters);
+    }
+
+    void keep_in(Array<float, 2> memory) {
+        require_shape("memory", memory, engine_.kept_rows(), engine_.kept_columns());
+        engine_.keep_in(memory.data());
     }
 
     void embed(Array<const int32_t, 1> ids, Array<float, 2> x) {
@@ -323,6 +334,7 @@ private:
     void check_layer(size_t layer) {
         check_ready();
         require(layer < engine_.shape().layers, "no layer " + std::to_string(layer));
+        require(engine_.keeps(), "no memory is set for what adapters multiply");
     }
 
     Pool& crew() { return crew_ ? *crew_ : engine_.pool(); }
@@ -372,6 +384,9 @@ void define_runner(nb::module_& module) {
              "scale"_a.noconvert(), nb::kw_only(), "rows"_a, "columns"_a)
         .def("copy", &Runner::copy, Released(), "data"_a.noconvert(), "out"_a.noconvert())
         .def("begin", &Runner::begin, Released(), "sequences"_a.noconvert(), "pages"_a.noconvert())
+        .def("adapt", &Runner::adapt, "adapters"_a)
+        .def("keep_in", &Runner::keep_in, "memory"_a.noconvert())
+        .def_prop_ro("kept_columns", [](Runner& self) { return self.engine().kept_columns(); })
         .def("embed", &Runner::embed, Released(), "ids"_a.noconvert(), "x"_a.noconvert())
         .def("project", &Runner::project, Released(), "layer"_a, "x"_a.noconvert(), "queries"_a.noconvert(),
              "keys"_a.noconvert(), "values"_a.noconvert())
@@ -406,4 +421,5 @@ NB_MODULE(_native, module) {
         "head_size"_a, "held"_a);
     define_runner(module);
     define_kernels(module);
+    define_adapters(module);
 }

@@ -238,9 +238,10 @@ const Kernels kNeon = {"neon",
 #endif
                        Order::two_bits, kTokens,        multiply<Block::ternary>,
                        nullptr,         nullptr,        multiply<Block::int8>,
-                       neon::dense,     neon::finish,   neon::norm,
-                       neon::largest,   neon::quantize, neon::split,
-                       neon::activate,  neon::widen,    neon::narrow,
-                       neon::attend,    neon::unpack,   neon::place};
+                       neon::dense,     neon::spread,   neon::finish,
+                       neon::norm,      neon::largest,  neon::quantize,
+                       neon::split,     neon::activate, neon::widen,
+                       neon::narrow,    neon::attend,   neon::unpack,
+                       neon::place};
 
 }  // namespace bitnet

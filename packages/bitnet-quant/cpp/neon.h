@@ -7,6 +7,8 @@ namespace bitnet::neon {
 
 void dense(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_t columns, const float* x,
            size_t stride, size_t tokens, float* out);
+void spread(const uint8_t* rows, Float kind, size_t rank, const float* weights, size_t stride, size_t tokens,
+            float* out);
 void finish(const int32_t* sums, size_t planes, const float* scale, size_t step, float divisor, bool add, float* out);
 void norm(const float* x, const float* weight, double eps, size_t count, float* out);
 float largest(const float* x, size_t count);

@@ -86,6 +86,17 @@ void dense(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_
         }
 }
 
+void spread(const uint8_t* rows, Float kind, size_t rank, const float* weights, size_t stride, size_t tokens,
+            float* out) {
+    for (size_t token = 0; token < tokens; ++token)
+        for (size_t i = 0; i < kRows; ++i) {
+            double sum = 0;
+            for (size_t r = 0; r < rank; ++r)
+                sum += double(stored(rows, kind, r * kRows + i)) * weights[token * stride + r];
+            out[token * kRows + i] = float(sum);
+        }
+}
+
 void finish(const int32_t* sums, size_t planes, const float* scale, size_t step, float divisor, bool add, float* out) {
     for (size_t row = 0; row < kRows; ++row) {
         double sum = 0;
@@ -225,8 +236,8 @@ uint32_t place(const uint8_t* digits, size_t stride, size_t columns, uint8_t* ou
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", Order::two_bits, kTokens, ternary,       nullptr,  nullptr, bytes,
-                         dense,    finish,          norm,    largest,       quantize, split,   activate,
-                         widen,    narrow,          attend,  unpack_digits, place};
+const Kernels kScalar = {"scalar", Order::two_bits, kTokens, ternary, nullptr,       nullptr,  bytes,
+                         dense,    spread,          finish,  norm,    largest,       quantize, split,
+                         activate, widen,           narrow,  attend,  unpack_digits, place};
 
 }  // namespace bitnet

@@ -69,9 +69,7 @@ def test_the_layers_are_those_of_the_model_s_own_forward_pass() -> None:
     seen: list[npt.NDArray[np.float32]] = []
 
     class Listening(reference.NumpyOperations):
-        def _linear(
-            self, name: str, x: npt.NDArray[np.float32], batch: Batch[PagedCache]
-        ) -> npt.NDArray[np.float32]:
+        def _linear(self, name: str, x: npt.NDArray[np.float32], batch: Batch[PagedCache]) -> npt.NDArray[np.float32]:
             if name == "layers.1.ffn.down":
                 seen.append(x)
             return super()._linear(name, x, batch)

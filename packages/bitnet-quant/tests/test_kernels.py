@@ -116,6 +116,22 @@ def test_products_of_floats_are_near_and_do_not_depend_on_the_other_tokens(
         np.testing.assert_array_equal(part[:, :rows], together[-tokens:, :rows])
 
 
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+@pytest.mark.parametrize("rank", [1, 2, 5, 16, 33])
+def test_products_of_adapters_are_near_and_independent_of_the_batch(isa: str, kind: str, rank: int) -> None:
+    random = np.random.default_rng(rank)
+    rows = random.standard_normal((rank, 64)).astype(kind)
+    weights = random.standard_normal((6, rank)).astype(np.float32)
+    kernels, together = _native.Kernels(isa), np.empty((6, 64), np.float32)
+    kernels.spread(rows.view(np.uint8), kind, weights, together)
+    reach = np.abs(weights).astype(np.float64) @ np.abs(rows).astype(np.float64)
+    assert (np.abs(together - weights.astype(np.float64) @ rows.astype(np.float64)) <= 1e-6 * reach).all()
+    for tokens in range(1, 6):
+        part = np.empty((tokens, 64), np.float32)
+        kernels.spread(rows.view(np.uint8), kind, np.ascontiguousarray(weights[-tokens:]), part)
+        np.testing.assert_array_equal(part, together[-tokens:])
+
+
 def awkward_floats(count: int, seed: int) -> npt.NDArray[np.float32]:
     """Numbers of all sizes, halves among them."""
     random = np.random.default_rng(seed)

@@ -15,9 +15,9 @@ from .errors import (
     TemplateError,
     UnsupportedError,
 )
-from .formats import load
+from .formats import load, load_adapter, save_adapter
 from .layouts import LAYOUTS
-from .model import Adapter, Backend, Cache, Model, ModelSpec, Reach, Rope, Runner, Step, Weights
+from .model import Adapter, Backend, Cache, CacheStats, Model, ModelSpec, Reach, Rope, Runner, Step, Weights
 from .tensor import TernaryTensor
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "BackendUnavailable",
     "BitNetError",
     "Cache",
+    "CacheStats",
     "FormatError",
     "HubError",
     "IllConditioned",
@@ -49,4 +50,6 @@ __all__ = [
     "backends",
     "generate",
     "load",
+    "load_adapter",
+    "save_adapter",
 ]

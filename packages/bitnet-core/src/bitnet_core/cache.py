@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
+from contextlib import suppress
 
+import numpy as np
+import numpy.typing as npt
+
+from .model import CacheStats
 from .pages import Pages
 
 
 class CachePages:
     """The pages that all caches of one runner are made of, `tokens` positions in each."""
 
-    def __init__(self, pages: Pages, tokens: int) -> None:
+    def __init__(self, pages: Pages, tokens: int, layout: str = "") -> None:
         self.pages = pages
         self.tokens = tokens
+        self.layout = layout
         # Garbage collection may end a cache while this thread holds the pages' lock: what it leaves is queued.
         self.abandoned: deque[list[int]] = deque()
 
@@ -21,12 +28,41 @@ class CachePages:
         """An empty cache; its pages are taken as it grows."""
         return PagedCache(self, [], 0)
 
+    def restore(self, content: npt.NDArray[np.generic]) -> PagedCache:
+        """A cache of its own pages that hold what a `content` gave."""
+        if content.dtype != self.pages.dtype or content.shape[1:] != self.pages.page_shape:
+            raise ValueError(
+                f"content: expected pages of {self.pages.dtype} {self.pages.page_shape}, "
+                f"got {content.dtype} {content.shape[1:]}"
+            )
+        cache = self.new()
+        cache.extend(len(content) * self.tokens)
+        for page, held in zip(cache.table, content, strict=True):
+            np.copyto(self.pages.array(page), held)
+        return cache
+
+    def stats(self) -> CacheStats:
+        """How many pages there are, and how big they are."""
+        self._sweep()
+        size = math.prod(self.pages.page_shape) * self.pages.dtype.itemsize
+        return CacheStats(self.pages.used, self.pages.free, self.tokens, size, self.pages.pages_per_slab)
+
+    def trim(self) -> None:
+        """Give back the slabs in which no page has an owner."""
+        self._sweep()
+        self.pages.trim()
+
     def take(self) -> int:
         """A page of its own for one cache."""
-        while self.abandoned:
-            for page in self.abandoned.popleft():
-                self.pages.drop(page)
+        self._sweep()
         return self.pages.take()
+
+    def _sweep(self) -> None:
+        """Drop the pages of caches that nobody closed; any thread may."""
+        with suppress(IndexError):  # two that sweep at once leave nothing to the slower
+            while True:
+                for page in self.abandoned.popleft():
+                    self.pages.drop(page)
 
 
 class PagedCache:
@@ -96,6 +132,14 @@ class PagedCache:
         while len(self.table) > keep:
             self.owner.pages.drop(self.table.pop())
         self._length = length
+
+    def content(self) -> npt.NDArray[np.generic]:
+        """A copy of its full pages; of the last positions, which do not fill one, there is none."""
+        self.check_open()
+        full = self.table[: self._length // self.owner.tokens]
+        pages = [self.owner.pages.array(page) for page in full]
+        shape = (len(pages), *self.owner.pages.page_shape)
+        return np.stack(pages) if pages else np.empty(shape, self.owner.pages.dtype)
 
     def close(self) -> None:
         """Give the pages back; closing twice does nothing."""

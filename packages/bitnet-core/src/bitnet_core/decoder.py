@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UnsupportedError
-from .model import Adapter, Array, Cache, ModelSpec, Reach, Runner, Step, Tokens
+from .model import Adapter, Array, Cache, CacheStats, ModelSpec, Reach, Runner, Step, Tokens
 
 X = TypeVar("X")  # a backend's own array of activations, one row a token
 C = TypeVar("C", bound="PositionCache")
+C_co = TypeVar("C_co", covariant=True)
 
 
 class PositionCache(Cache, Protocol):
@@ -25,6 +26,23 @@ class PositionCache(Cache, Protocol):
 
     def check_open(self) -> None:
         """Raise ValueError if the cache was closed."""
+
+
+class Caches(Protocol[C_co]):
+    """The memory that caches are made of."""
+
+    @property
+    def layout(self) -> str:
+        """How pages hold keys and values."""
+
+    def restore(self, content: npt.NDArray[np.generic]) -> C_co:
+        """A cache made of full pages."""
+
+    def stats(self) -> CacheStats:
+        """How many pages there are, and how big they are."""
+
+    def trim(self) -> None:
+        """Give back what nobody owns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,10 @@ class Batch(Generic[C]):
 
 class Operations(Protocol[X, C]):
     """What a backend must do; six calls a layer at most, so that Python stays out of the way."""
+
+    @property
+    def caches(self) -> Caches[C]:
+        """What its caches are made of."""
 
     def new_cache(self) -> C:
         """An empty cache."""
@@ -85,8 +107,21 @@ class Decoder(Generic[X, C]):
         self._operations = operations
         self._fitting: weakref.WeakSet[Adapter] = weakref.WeakSet()  # adapters whose shapes were looked at
 
+    @property
+    def layout(self) -> str:
+        return self._operations.caches.layout
+
     def new_cache(self) -> C:
         return self._operations.new_cache()
+
+    def restore(self, content: npt.NDArray[np.generic]) -> C:
+        return self._operations.caches.restore(content)
+
+    def cache_stats(self) -> CacheStats:
+        return self._operations.caches.stats()
+
+    def trim(self) -> None:
+        self._operations.caches.trim()
 
     def forward(self, steps: Sequence[Step]) -> list[Array | None]:
         batch = self._gather(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -21,6 +22,8 @@ Weight = npt.NDArray[np.generic] | TernaryTensor
 
 ATTENTION = ("q", "k", "v", "o")
 FFN = ("gate", "up", "down")
+
+_SAMPLED = 1 << 16  # bytes of a weight of which a fingerprint looks at the first sixteenth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +166,21 @@ class Model:
     # What the model's makers advise for sampling: temperature, top_p, top_k.
     sampling: Mapping[str, float] = field(default_factory=dict)
 
+    def fingerprint(self) -> str:
+        """A hash of what it is and of a sixteenth of its weights' bytes, spread over all: tells models apart."""
+        found = hashlib.sha256(repr(self.spec).encode())
+        for name in sorted(self.weights):
+            weight = self.weights[name]
+            parts = (weight.data, weight.scale) if isinstance(weight, TernaryTensor) else (weight,)
+            found.update(name.encode())
+            for part in parts:
+                found.update(f"{part.dtype} {part.shape}".encode())
+                data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                whole = len(data) // _SAMPLED * _SAMPLED
+                found.update(data[:whole].reshape(-1, _SAMPLED)[:, : _SAMPLED // 16].tobytes())
+                found.update(data[whole:].tobytes())
+        return found.hexdigest()
+
 
 class Cache(Protocol):
     """One sequence's keys and values; its pages are private to the backend."""
@@ -177,8 +195,26 @@ class Cache(Protocol):
     def truncate(self, length: int) -> None:
         """Forget what lies beyond `length`."""
 
+    def content(self) -> npt.NDArray[np.generic]:
+        """A copy of its full pages, one after another: what `Runner.restore` makes a cache from again."""
+
     def close(self) -> None:
         """Give the pages back; the cache cannot be used any more. Closing twice does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """The pages of all caches of a runner at one moment."""
+
+    used: int  # pages with an owner
+    free: int  # pages held that nobody owns
+    positions: int  # that a page holds
+    page_bytes: int
+    slab: int  # pages that memory is asked for at once
+
+    def pages(self, positions: int) -> int:
+        """Pages that a sequence of so many positions takes."""
+        return -(-positions // self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +256,21 @@ class Runner(Protocol):
     @property
     def spec(self) -> ModelSpec: ...
 
+    @property
+    def layout(self) -> str:
+        """How pages hold keys and values: content fits a runner of the same model and the same layout."""
+
     def new_cache(self) -> Cache:
         """An empty cache; raises OutOfMemory where there is no room for one page."""
+
+    def restore(self, content: npt.NDArray[np.generic]) -> Cache:
+        """A cache that holds what another's `content` gave; ValueError where that has another shape or type."""
+
+    def cache_stats(self) -> CacheStats:
+        """How many pages its caches take, and how big they are."""
+
+    def trim(self) -> None:
+        """Give pages that nobody owns back to the memory that they came from."""
 
     def forward(self, steps: Sequence[Step]) -> list[Array | None]:
         """Append each step's tokens to its cache, and give what it wants: (vocab,), (tokens, vocab) or (hidden,).

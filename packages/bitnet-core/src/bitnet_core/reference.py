@@ -86,7 +86,7 @@ class NumpyOperations:
         except BaseException:
             self._give_back()
             raise
-        self._caches = CachePages(self._pages, _PAGE)
+        self.caches = CachePages(self._pages, _PAGE, f"numpy 1: float32 {shape}")
         ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
         self._turns = [(rope.frequencies(), rope.magnitude) for rope in ropes]
 
@@ -115,7 +115,7 @@ class NumpyOperations:
             buffer.close()
 
     def new_cache(self) -> PagedCache:
-        return self._caches.new()
+        return self.caches.new()
 
     def embed(self, tokens: Tokens) -> Array:
         return self._matrices["embedding"].rows(tokens) * np.float32(self.spec.embedding_scale)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import reference, rope
 from .memory import Pool
-from .model import Array, Backend, Model, ModelSpec, Rope, Runner, Step, Weight
+from .model import Adapter, Array, Backend, Model, ModelSpec, Rope, Runner, Step, Weight
 from .tensor import TernaryTensor
 
 
@@ -105,6 +105,19 @@ def _random_ternary(
     # Half-precision values: every layout's files can hold them.
     scale = random.uniform(0.02, 0.2, scales).astype(np.float16).astype(np.float32)
     return TernaryTensor.from_codes(codes, scale, layout)
+
+
+def random_adapter(spec: ModelSpec, seed: int = 0, *, rank: int = 5, projections: Sequence[str] = ()) -> Adapter:
+    """An adapter of random weights, of which the first matrices are in half precision; () changes all projections."""
+    random = np.random.default_rng(seed)
+    weights = {}
+    for layer in range(spec.layers):
+        for name, (rows, columns) in spec.projections().items():
+            if not projections or name in projections:
+                down = random.standard_normal((rank, columns)) / columns**0.5
+                up = 0.3 * random.standard_normal((rows, rank))
+                weights[f"layers.{layer}.{name}"] = (down.astype(np.float16).astype(np.float32), up.astype(np.float32))
+    return Adapter(f"random-{seed}", weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +339,45 @@ class BackendSuite:
         runner.close()
         assert pool.stats().in_use == 0
 
+    def test_an_adapter_changes_what_it_changes_in_the_reference(self, case: Case) -> None:
+        model, adapter = case.model(), random_adapter(case.spec)
+        tokens = some_tokens(case.spec, 40)
+        expected = run(reference.load(model), tokens, adapter)
+        logits = run(self.load(model), tokens, adapter)
+        assert np.abs(expected - run(reference.load(model), tokens)).max() > 1e-3 * np.ptp(expected)
+        assert np.abs(logits - expected).max() <= self.tolerance * np.ptp(expected)
+        assert np.median(np.abs(logits - expected)) <= self.tolerance / 50 * np.ptp(expected)
+
+    def test_adapters_share_a_batch_and_nothing_else(self, case: Case) -> None:
+        runner = self.load(case.model())
+        first = random_adapter(case.spec, 1, rank=3, projections=("attn.q", "attn.o", "ffn.up", "ffn.down"))
+        second = random_adapter(case.spec, 2, rank=70)
+        adapters = (first, None, second, first, second)
+        prompts = [some_tokens(case.spec, size, seed=size) for size in (9, 5, 33, 1, 2)]
+        alone = [run(runner, tokens, adapter) for tokens, adapter in zip(prompts, adapters, strict=True)]
+        steps = [
+            Step(tokens, runner.new_cache(), "all", adapter=adapter)
+            for tokens, adapter in zip(prompts, adapters, strict=True)
+        ]
+        for got, expected in zip(runner.forward(steps), alone, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        cache = runner.new_cache()
+        runner.forward([Step(prompts[2][:17], cache, "none", adapter=second)])
+        rest = logits_of(runner, Step(prompts[2][17:], cache.fork(), "all", adapter=second))
+        np.testing.assert_array_equal(rest, alone[2][17:])
+
+    def test_memory_of_an_adapter_comes_back_when_it_is_dropped(self, case: Case) -> None:
+        pool = Pool(name="test")
+        runner = self.backend.load(case.model(), **self.options, memory=pool)
+        tokens = some_tokens(case.spec, 3)
+        run(runner, tokens, random_adapter(case.spec))
+        before = pool.stats().in_use
+        for seed in range(3):
+            run(runner, tokens, random_adapter(case.spec, seed))
+        assert pool.stats().in_use == before
+        runner.close()
+        assert pool.stats().in_use == 0
+
 
 def _refusal_of(runner: Runner, steps: Sequence[Step]) -> str:
     try:
@@ -340,11 +392,11 @@ def some_tokens(spec: ModelSpec, count: int, seed: int = 1) -> npt.NDArray[np.in
     return np.random.default_rng(seed).integers(0, spec.vocab_size, count, dtype=np.int32)
 
 
-def run(runner: Runner, tokens: npt.NDArray[np.int32]) -> Array:
+def run(runner: Runner, tokens: npt.NDArray[np.int32], adapter: Adapter | None = None) -> Array:
     """Logits of every position of a text on its own."""
     cache = runner.new_cache()
     try:
-        return logits_of(runner, Step(tokens, cache, "all"))
+        return logits_of(runner, Step(tokens, cache, "all", adapter=adapter))
     finally:
         cache.close()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
-from ..model import Model
+from ..model import Adapter, Model, ModelSpec
 
 
 def load(name: str | os.PathLike[str], *, progress: Callable[[Any], None] | None = None, **options: Any) -> Model:
@@ -34,3 +35,25 @@ def load(name: str | os.PathLike[str], *, progress: Callable[[Any], None] | None
             path, "file", "a GGUF file, or the folder of config.json", "safetensors alone; name its folder"
         )
     return load_gguf(path, **options)
+
+
+def load_adapter(path: str | os.PathLike[str], spec: ModelSpec, name: str | None = None) -> Adapter:
+    """The adapter in PEFT's folder or in llama.cpp's GGUF file, for a model of this spec."""
+    if Path(path).suffix == ".safetensors":
+        raise FormatError(
+            path, "file", "a GGUF file, or the folder of adapter_config.json", "safetensors alone; name its folder"
+        )
+    if Path(path).is_file():
+        from .gguf import load_adapter as load_file  # noqa: PLC0415  # only the format at hand is imported
+
+        return load_file(path, spec, name)
+    from .huggingface import load_adapter as load_folder  # noqa: PLC0415
+
+    return load_folder(path, spec, name)
+
+
+def save_adapter(adapter: Adapter, folder: str | os.PathLike[str], spec: ModelSpec) -> None:
+    """Write an adapter of a model of this spec as PEFT reads it."""
+    from .huggingface import save_adapter as save  # noqa: PLC0415  # as above
+
+    save(adapter, folder, spec)

@@ -159,13 +159,19 @@ def _check_tiling(entries: Mapping[str, Entry], start: int, file: MappedFile) ->
         raise FormatError(file.path, "data", f"{end - start} bytes", f"{file.size - start}", offset=end)
 
 
-def write(path: str | os.PathLike[str], arrays: Iterable[tuple[str, npt.NDArray[Any]]], *, header_room: int) -> None:
+def write(
+    path: str | os.PathLike[str],
+    arrays: Iterable[tuple[str, npt.NDArray[Any]]],
+    *,
+    header_room: int,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write arrays one after another as they are made; the file is whole or not there.
 
     The header stands first and is known last: `header_room` bytes are left for it, and what it does not need
     is filled with the spaces that the format allows.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
     length = -(-header_room // 64) * 64
     end = 0
     with replacing(path) as stream:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 from bitnet_core import device
 from bitnet_core.cache import CachePages, PagedCache
 from bitnet_core.decoder import Batch
-from bitnet_core.errors import UnsupportedError
 from bitnet_core.memory import Buffer, Pool
 from bitnet_core.model import Array, Model, ModelSpec, Reach, Tokens
 from bitnet_core.pages import Pages
 
 from . import _native
+from .adapters import AdapterPlaces
 from .placement import Placement
 
 _SLAB_BYTES = 16 << 20  # of pages that are taken at once
@@ -28,12 +28,14 @@ class CpuOperations:
     def __init__(self, model: Model, pool: Pool, *, isa: str, threads: int, head: str, kv: str) -> None:
         self.spec = spec = model.spec
         self._pool = pool
-        self._engine: _native.Engine | None = _native.Engine(
-            isa, threads, _shape(spec, kv), max(threads, device.cpu().usable_cores)
-        )
+        shape = _shape(spec, kv)
+        crew = max(threads, device.cpu().usable_cores)
+        self._engine: _native.Engine | None = _native.Engine(isa, threads, shape, crew)
         self._placement = Placement(model, pool, self._engine)
         self._rows: dict[str, Buffer] = {}
-        self._batch: Batch[PagedCache] | None = None
+        self._adapters = AdapterPlaces(spec, pool, shape)
+        # Of the batch that the engine was told of; to hold the batch itself would keep its adapters alive.
+        self._begun: npt.NDArray[np.int64] | None = None
         try:
             self._placement.place(head)
             page = spec.layers * spec.kv_heads * _native.head_bytes(spec.head_size, kv)
@@ -41,20 +43,22 @@ class CpuOperations:
         except BaseException:
             self._placement.close()
             raise
-        self._caches = CachePages(self._pages, _native.POSITIONS)
+        sizes = f"{spec.layers} layers, {spec.kv_heads} heads of {spec.head_size}"
+        self.caches = CachePages(self._pages, _native.POSITIONS, f"cpu 1: {kv}, {sizes}, {_native.POSITIONS} positions")
 
     def close(self) -> None:
         self._engine = None
-        self._batch = None
+        self._begun = None
         self._pages.close()
         self._placement.close()
+        self._adapters.close()
         for buffer in self._rows.values():
             buffer.close()
         self._rows.clear()
 
     def new_cache(self) -> PagedCache:
         self._open()
-        return self._caches.new()
+        return self.caches.new()
 
     def embed(self, tokens: Tokens) -> Array:
         x = self._take("x", len(tokens), self.spec.hidden_size)
@@ -63,7 +67,7 @@ class CpuOperations:
 
     def project(self, layer: int, x: Array, batch: Batch[PagedCache]) -> tuple[Array, Array, Array]:
         engine, spec = self._open(), self.spec
-        if batch is not self._batch:
+        if batch.positions is not self._begun:
             self._begin(engine, batch)
         width = spec.kv_heads * spec.head_size
         queries = self._take("queries", len(x), spec.heads * spec.head_size)
@@ -115,13 +119,14 @@ class CpuOperations:
 
     def _begin(self, engine: _native.Engine, batch: Batch[PagedCache]) -> None:
         """Tell the engine whose tokens these are, and where the pages lie."""
-        self._batch = None
-        if any(span.adapter is not None for span in batch.spans):
-            raise UnsupportedError("backend 'cpu' runs no adapters; the numpy backend does")
+        self._begun = None
+        adapters = [None if span.adapter is None else self._adapters.of(span.adapter) for span in batch.spans]
         sequences = [(span.rows.start, span.rows.stop - span.rows.start, span.start) for span in batch.spans]
         tables = [span.cache.table for span in batch.spans]
         engine.begin(np.array(sequences, np.int64).reshape(-1, 3), self._addresses(tables))
-        self._batch = batch
+        if kept := engine.adapt(adapters):
+            engine.keep_in(self._take("kept", kept, engine.kept_columns))
+        self._begun = batch.positions
 
     def _addresses(self, tables: Sequence[Sequence[int]]) -> npt.NDArray[np.uint64]:
         pages = np.array([page for table in tables for page in table], np.int64)

@@ -1,6 +1,6 @@
 """Train the model of this folder, from random numbers to packed files.
 
-    python train.py --data STORIES... --valid STORIES --out FOLDER --minutes 7 --device cuda
+    python models/train_stories.py --data STORIES... --valid STORIES --out FOLDER --minutes 7 --device cuda
 
 The model is BitNet b1.58 as transformers' BitNetForCausalLM computes it. Weights train as float32 masters, which
 every step rounds to -1, 0 or 1 times their mean magnitude. The stories are few, so models of the same shape with

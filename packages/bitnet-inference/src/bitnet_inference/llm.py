@@ -1,0 +1,361 @@
+"""A language model in one object: text in, text out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from functools import cached_property, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal, Self, TypeGuard, Unpack, cast, overload
+
+import numpy as np
+
+from bitnet_core import backends
+from bitnet_core.errors import UnsupportedError
+from bitnet_core.formats import load, load_adapter
+from bitnet_core.memory import Pool
+from bitnet_core.messages import Message
+from bitnet_core.model import Adapter, Array, Model, Tokens
+from bitnet_core.tokenizer import Tokenizer
+
+from . import likelihood, options
+from .conversation import Conversation
+from .engine import Engine
+from .likelihood import Perplexity, Score
+from .observer import Observer
+from .options import Options
+from .penalties import breaker_tokens
+from .prompts import Prompt, Prompts
+from .reply import Reply
+from .request import Request
+from .session import Session
+from .settings import Sampling
+from .stopping import TextStops
+from .structured import Form, Vocabulary
+from .tools import Call, Tool, Toolbox
+from .writing import Writing
+
+BUILT_IN = Path(__file__).parent / "stories"
+
+_OF_REQUEST = ("priority", "deadline_s", "tenant", "drafts", "session")
+Tools = Toolbox | Iterable[Tool]
+ToolChoice = Literal["auto", "none", "required"] | str  # or the name of the tool that must be called
+
+
+class LLM:
+    """A model, ready to write; any number of threads and tasks may use it at once, and share its steps.
+
+    `model`: a name on the hub, a folder, a GGUF file, a `Model`, or None for the small story model that comes with
+    this package. `memory`: bytes that weights and caches may take together. `draft`: a smaller model of the same
+    vocabulary, whose guesses the model checks several at a time. `observer` is told of each step and each request that
+    ended. What is left goes to the backend: `head`, `kv`, `isa`.
+    """
+
+    def __init__(  # noqa: PLR0913  # each is a setting of its own, given by name
+        self,
+        model: str | os.PathLike[str] | Model | None = None,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        memory: int | None = None,
+        context: int | None = None,
+        max_sequences: int = 32,
+        prefix_cache: bool = True,
+        draft: str | os.PathLike[str] | Model | None = None,
+        observer: Observer | None = None,
+        progress: Callable[[Any], None] | None = None,
+        **backend_options: Any,
+    ) -> None:
+        if threads is not None:
+            backend_options["threads"] = threads
+        self.model = _open(model, progress)
+        self.name = "stories" if model is None else "model" if isinstance(model, Model) else os.fspath(model)
+        self.backend = backends.get(backend)
+        self._pool = Pool(memory, name="llm")
+        place = partial(self.backend.load, memory=self._pool, **backend_options)
+        with ExitStack() as stack:  # what was placed goes, if what comes after it fails
+            self._runner = stack.enter_context(closing(place(self.model)))
+            smaller = None if draft is None else stack.enter_context(closing(place(_open(draft, progress))))
+            self._engine = Engine(
+                self._runner,
+                memory=self._pool,
+                context=context,
+                max_sequences=max_sequences,
+                prefix_cache=prefix_cache,
+                model=self.model,
+                draft=smaller,
+                observer=observer,
+            )
+            self._placed = stack.pop_all()
+        self._prompts = Prompts(self.model, self.name)
+        self._adapters: dict[str, Adapter] = {}
+        self._lock = Lock()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._prompts.tokenizer
+
+    @property
+    def engine(self) -> Engine:
+        """The engine below: ids in, ids out."""
+        return self._engine
+
+    @overload
+    def generate(self, prompt: str | Tokens | list[int], **wishes: Unpack[Options]) -> Reply: ...
+
+    @overload
+    def generate(
+        self, prompt: list[str] | list[Tokens] | list[list[int]], **wishes: Unpack[Options]
+    ) -> list[Reply]: ...
+
+    def generate(self, prompt: Prompt | list[Prompt], **wishes: Unpack[Options]) -> Reply | list[Reply]:  # type: ignore[misc]
+        """What follows a prompt, a text or token ids; of a list of prompts a list, computed together."""
+        if _is_several(prompt):
+            return [writing.reply for writing in [self.write(one, **wishes) for one in prompt]]
+        return self.write(cast("Prompt", prompt), **wishes).reply
+
+    async def agenerate(self, prompt: Prompt, **wishes: Unpack[Options]) -> Reply:
+        """What follows one prompt, in asyncio; `asyncio.gather` computes several together."""
+        return await self.write(prompt, **wishes).areply()
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Tools = (),
+        tool_choice: ToolChoice = "auto",
+        template: Mapping[str, Any] | None = None,
+        **wishes: Unpack[Options],
+    ) -> Reply:
+        """The answer to a question, or to a conversation, as the model's own chat template has it.
+
+        `tools`: functions that it may ask to have called; `conversation` also calls them. `template`: variables of
+        the template beyond the usual ones.
+        """
+        return self.stream(messages, tools=tools, tool_choice=tool_choice, template=template, **wishes).reply
+
+    async def achat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Tools = (),
+        tool_choice: ToolChoice = "auto",
+        template: Mapping[str, Any] | None = None,
+        **wishes: Unpack[Options],
+    ) -> Reply:
+        """The same in asyncio."""
+        writing = self.stream(messages, tools=tools, tool_choice=tool_choice, template=template, **wishes)
+        return await writing.areply()
+
+    def stream(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Tools = (),
+        tool_choice: ToolChoice = "auto",
+        template: Mapping[str, Any] | None = None,
+        **wishes: Unpack[Options],
+    ) -> Writing:
+        """The answer of `chat` piece by piece, with `for` or `async for`; its `reply` is the whole."""
+        toolbox = Toolbox.of(tools) if tool_choice != "none" else Toolbox.of(())
+        tokens = self._prompts.chat(messages, tools=toolbox.schemas, variables=template)
+        return self._submit(tokens, wishes, toolbox, tool_choice)
+
+    def write(self, prompt: Prompt, **wishes: Unpack[Options]) -> Writing:
+        """What follows a prompt, piece by piece; its `reply` is the whole."""
+        # What begins every text stands before the first part of a session alone.
+        begins = not wishes.get("session")
+        return self._submit(self._prompts.tokens(prompt, begins=begins), wishes, continues=True)
+
+    def session(self, **scope: Any) -> Session:
+        """A text that requests go on with, one after another: pass it to `generate` or `write` as `session`."""
+        return Session(self._engine, **scope)
+
+    def load_session(self, path: str | os.PathLike[str], **scope: Any) -> Session:
+        """A session from a file; refused where it is another model's, or another kind of backend's."""
+        return Session.load(path, self._engine, **scope)
+
+    def conversation(self, system: str | None = None, *, tools: Tools = (), **wishes: Unpack[Options]) -> Conversation:
+        """A conversation that remembers what was said, and calls its tools."""
+        return Conversation(self, system=system, tools=tools, options=wishes)
+
+    @overload
+    def embed(self, texts: str, *, adapter: str | Adapter | None = None) -> Array: ...
+
+    @overload
+    def embed(self, texts: Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array: ...
+
+    def embed(self, texts: str | Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array:
+        """The meaning of a text as a vector of length 1, the state of its last token; of several texts, a row each."""
+        several = [texts] if isinstance(texts, str) else list(texts)
+        tickets = [self._engine.submit(self._state_request(text, adapter)) for text in several]
+        states = [ticket.result().state for ticket in tickets]
+        rows = np.array(states, np.float32).reshape(len(states), self.model.spec.hidden_size)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return rows[0] if isinstance(texts, str) else rows
+
+    def score(self, text: Prompt, given: str = "", *, adapter: str | Adapter | None = None) -> Score:
+        """How probable a text is, token by token, after what is given."""
+        return self.scores([(given, text)], adapter=adapter)[0]
+
+    def scores(self, pairs: Iterable[tuple[str, Prompt]], *, adapter: str | Adapter | None = None) -> list[Score]:
+        """The same of several texts, each after what it is given, computed together."""
+        return self.score_tokens([self._prompts.pair(given, text) for given, text in pairs], adapter=adapter)
+
+    def perplexity(
+        self, texts: str | Iterable[str], *, stride: int | None = None, adapter: str | Adapter | None = None
+    ) -> Perplexity:
+        """How surprising texts of any length are, each from its beginning.
+
+        Every token has at least `context - stride` tokens before it, where there are so many; half of the context by
+        default. Less is slower, and nearer to the truth.
+        """
+        several = [texts] if isinstance(texts, str) else list(texts)
+        step = self._engine.context // 2 if stride is None else stride
+        pairs = [self._prompts.pair("", text) for text in several]
+        return likelihood.perplexity(self.score_tokens(pairs, stride=step, adapter=adapter), several)
+
+    def score_tokens(
+        self,
+        pairs: Iterable[tuple[Tokens, int]],
+        *,
+        stride: int | None = None,
+        adapter: str | Adapter | None = None,
+    ) -> list[Score]:
+        """Scores of token ids, each text from its given place on; what is longer than the context is cut in windows.
+
+        The windows after the first score `stride` tokens each, by default one context's worth.
+        """
+        found, context = self._adapter(adapter), self._engine.context
+        begun = [
+            likelihood.score(
+                self._engine.submit, tokens, first, context=context, stride=stride or context - 1, adapter=found
+            )
+            for tokens, first in pairs
+        ]
+        return [wait() for wait in begun]
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> Adapter:
+        """Read a LoRA adapter of PEFT's format; requests use it by its name, at once."""
+        adapter = load_adapter(path, self.model.spec, name)
+        with self._lock:
+            if name in self._adapters:
+                raise ValueError(f"adapter {name!r} is loaded already; unload it first")
+            self._adapters[name] = adapter
+        return adapter
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that have it finish with it."""
+        with self._lock:
+            adapter = self._adapters.pop(name, None)
+        if adapter is None:
+            raise ValueError(self._no_adapter(name))
+        self._engine.forget(adapter)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of those that are loaded."""
+        return tuple(sorted(self._adapters))
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """End all requests, after `drain_s` seconds at the latest, and give the memory back."""
+        self._engine.close(drain_s)
+        self._placed.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        tokens: Tokens,
+        wishes: Mapping[str, Any],
+        toolbox: Toolbox | None = None,
+        tool_choice: ToolChoice = "auto",
+        *,
+        continues: bool = False,
+    ) -> Writing:
+        options.check(wishes)
+        tokenizer = self.model.tokenizer
+        form = self._form(wishes, toolbox, tool_choice)
+        request = self._request(tokens, wishes, form, continues=continues)
+        reader = None
+        if form is not None or toolbox:
+            reader = partial(_read, form, toolbox)
+        return Writing(self._engine.submit(request), request, tokenizer, continues=continues, read=reader)
+
+    def _request(self, tokens: Tokens, wishes: Mapping[str, Any], form: Form | None, *, continues: bool) -> Request:
+        sampling = options.sampling_of(wishes, self.model, lambda: self._breakers)
+        tokenizer = self.model.tokenizer
+        if sampling.stop and tokenizer is None:
+            raise UnsupportedError(f"{self.name}: stop strings need a tokenizer, and the model has none")
+        first = None if form is None else self._vocabulary.constraint(form)
+        return Request(
+            prompt=tokens,
+            sampling=sampling,
+            eos=tokenizer.eos if tokenizer else frozenset(),
+            adapter=self._adapter(wishes.get("adapter")),
+            constraint=None if first is None else first.fork,
+            stopper=partial(_stopper, tokenizer, sampling, continues) if tokenizer and sampling.stop else None,
+            **{name: wishes[name] for name in _OF_REQUEST if name in wishes},
+        )
+
+    def _form(self, wishes: Mapping[str, Any], toolbox: Toolbox | None, tool_choice: ToolChoice) -> Form | None:
+        """What the answer must be: what is asked for, or a call, where one must come."""
+        wanted = wishes.get("form")
+        if toolbox and tool_choice != "auto":
+            if wanted is not None:
+                raise ValueError(f"form: expected none with tool_choice {tool_choice!r}, which has a form of its own")
+            return toolbox.form(None if tool_choice == "required" else tool_choice)
+        return None if wanted is None else Form.of(wanted)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self.model.spec.vocab_size)
+
+    @cached_property
+    def _breakers(self) -> frozenset[int]:
+        return breaker_tokens(self.tokenizer)
+
+    def _adapter(self, wanted: str | Adapter | None) -> Adapter | None:
+        if not isinstance(wanted, str):
+            return wanted
+        adapter = self._adapters.get(wanted)
+        if adapter is None:
+            raise ValueError(self._no_adapter(wanted))
+        return adapter
+
+    def _no_adapter(self, name: str) -> str:
+        return f"adapter: expected one of {', '.join(self.adapters) or 'those loaded, and none is'}, got {name!r}"
+
+    def _state_request(self, text: Prompt, adapter: str | Adapter | None) -> Request:
+        return Request(prompt=self._prompts.tokens(text), want="state", adapter=self._adapter(adapter))
+
+
+def _open(model: str | os.PathLike[str] | Model | None, progress: Callable[[Any], None] | None) -> Model:
+    if isinstance(model, Model):
+        return model
+    return load(BUILT_IN if model is None else model, progress=progress)
+
+
+def _is_several(prompt: Any) -> TypeGuard[list[Prompt]]:
+    """Whether it is a list of prompts, and not one of token ids."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and not isinstance(prompt[0], int | np.integer)
+
+
+def _stopper(tokenizer: Tokenizer, sampling: Sampling, continues: bool) -> Callable[[int], str | None]:
+    stops = TextStops(
+        tokenizer, sampling.stop, include=sampling.include_stop, continues=continues, min_tokens=sampling.min_tokens
+    )
+    return lambda token: "stop" if stops.feed(token)[1] else None
+
+
+def _read(form: Form | None, toolbox: Toolbox | None, text: str, whole: bool) -> tuple[Any, tuple[Call, ...]]:
+    """What an answer says: its value, if it was not cut, and the calls in it."""
+    calls = tuple(toolbox.parse(text)) if toolbox else ()
+    return (form.parse(text) if form and whole and not calls else None), calls

@@ -1,0 +1,94 @@
+"""What can be seen of an engine at work: a hook for metrics, and the energy that requests are charged with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .energy import Meter
+from .request import Reason, Timings, Usage
+from .ticket import Job
+
+log = logging.getLogger("bitnet_inference")
+
+_PERIOD = 0.1  # seconds between two readings of the meter
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """A step has been run."""
+
+    seconds: float
+    prompt_tokens: int  # run in it
+    output_tokens: int  # run in it, drafts included
+    running: int  # sequences
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEvent:
+    """A request has ended."""
+
+    reasons: tuple[Reason, ...]  # one a sequence
+    usage: Usage
+    timings: Timings
+    error: BaseException | None
+
+
+class Observer(Protocol):
+    """Is told what happens, in the engine's thread: it must be quick."""
+
+    def __call__(self, event: StepEvent | FinishEvent, /) -> None: ...
+
+
+class Observation:
+    """Tells the observer, and charges jobs with energy by their tokens."""
+
+    def __init__(self, observer: Observer | None, meter: Meter, clock: Callable[[], float]) -> None:
+        self._observer = observer
+        self._meter = meter
+        self._clock = clock
+        self._tokens: dict[Job, int] = {}  # run since the last reading
+        self._read_at = clock()
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody wants events."""
+        return self._observer is not None
+
+    def tell(self, event: StepEvent | FinishEvent) -> None:
+        """An event, for an observer that must not harm the engine."""
+        if self._observer is None:
+            return
+        try:
+            self._observer(event)
+        except Exception:
+            log.exception("the observer has failed, and is told nothing more")
+            self._observer = None
+
+    def charge(self, job: Job, tokens: int) -> None:
+        """A job had so many tokens in a step."""
+        if self._meter:
+            self._tokens[job] = self._tokens.get(job, 0) + tokens
+
+    def settle(self, *, now: bool = False) -> None:
+        """Read the meter, if it is time, and share out what was used."""
+        if not self._meter or not self._tokens or not (now or self._clock() - self._read_at >= _PERIOD):
+            return
+        self._read_at = self._clock()
+        each = self._meter.read() / sum(self._tokens.values())
+        for job, tokens in self._tokens.items():
+            job.joules = (job.joules or 0.0) + each * tokens
+        self._tokens.clear()
+
+    def finish(self, job: Job) -> None:
+        """A job has ended."""
+        if job in self._tokens:
+            self.settle(now=True)
+        if job.error is not None:
+            log.info("request %d has failed: %s", job.number, job.error)
+        if self._observer is not None:
+            reasons = tuple(reason or "error" for reason in job.reasons)
+            self.tell(FinishEvent(reasons, job.usage(), job.timings(), job.error))

@@ -1,0 +1,100 @@
+"""What a caller may say of one text: how it is sampled, what form it has, and how its request is treated."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any, Literal, TypedDict
+
+from bitnet_core.model import Adapter, Model
+
+from .session import Session
+from .settings import Processor, Sampling
+
+_SAMPLING = frozenset(field.name for field in fields(Sampling))
+# Where a model's makers advise nothing: all of a small model's distribution has too much chance in it.
+_USUAL: Mapping[str, float] = {"temperature": 0.8, "top_p": 0.95}
+
+
+class Options(TypedDict, total=False):
+    """Keywords of `generate`, `chat` and `stream`; those of sampling are the fields of `Sampling`."""
+
+    sampling: Sampling | None  # all settings at once, instead of what the model's makers advise
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int | None
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_breakers: frozenset[int] | None
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    max_tokens: int | None
+    min_tokens: int
+    stop: str | tuple[str, ...] | list[str]
+    stop_tokens: frozenset[int]
+    include_stop: bool
+    ignore_eos: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+    n: int
+    processors: tuple[Processor, ...]
+    form: Any  # "json", a JSON schema, a type, a compiled regex, a list of choices, or a Form
+    adapter: str | Adapter | None
+    priority: int  # lower goes first
+    deadline_s: float | None  # from now; what was written by then is the reply
+    tenant: bytes  # prefixes are shared within one tenant alone
+    drafts: Literal["auto", "on", "off"]  # speculation; the text is the same
+    session: Session | None  # the text that the prompt goes on with
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Refuse a keyword that there is not, and name the one that was meant."""
+    for name in options:
+        if name not in Options.__annotations__:
+            near = difflib.get_close_matches(name, Options.__annotations__, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"no option {name!r}{hint}")
+
+
+def sampling_of(options: Mapping[str, Any], model: Model, breakers: Callable[[], frozenset[int]]) -> Sampling:
+    """How a text is sampled: what the caller says, over what the model's makers advise.
+
+    `breakers` gives the tokens that no repetition runs across, where the caller names none.
+    """
+    given = {name: value for name, value in options.items() if name in _SAMPLING}
+    whole = options.get("sampling")
+    if whole is not None:
+        if given:
+            raise TypeError(f"expected sampling, or its settings one by one, got both: sampling and {', '.join(given)}")
+        if not isinstance(whole, Sampling):
+            raise TypeError(f"sampling: expected a Sampling, got {type(whole).__name__}")
+        return _resolved(whole, model, breakers)
+    advice: dict[str, Any] = dict(model.sampling) or dict(_USUAL)
+    if "top_k" in advice:
+        advice["top_k"] = int(advice["top_k"])
+    return _resolved(Sampling(**{**advice, **given}), model, breakers)
+
+
+def _resolved(sampling: Sampling, model: Model, breakers: Callable[[], frozenset[int]]) -> Sampling:
+    """What only a tokenizer can tell: stop strings that are one token, and what no repetition runs across."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return sampling
+    special = tokenizer.special_tokens
+    if found := [text for text in sampling.stop if text in special]:
+        # Special tokens are no text: as strings they would never be found.
+        stops = sampling.stop_tokens | {special[text] for text in found}
+        sampling = replace(
+            sampling, stop=tuple(text for text in sampling.stop if text not in special), stop_tokens=stops
+        )
+    if sampling.dry_multiplier and sampling.dry_breakers is None:
+        sampling = replace(sampling, dry_breakers=breakers())
+    return sampling

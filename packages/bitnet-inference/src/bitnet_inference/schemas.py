@@ -1,0 +1,225 @@
+"""JSON schemas: made from types, checked before a grammar is made of them, and answers read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from bitnet_core.errors import FormatError, printable
+
+Schema = Mapping[str, Any]
+
+DEPTH_LIMIT = 32
+NODES_LIMIT = 5000
+SIZE_LIMIT = 256 << 10  # bytes, written
+PATTERN_LIMIT = 4096  # characters
+REPEAT_LIMIT = 2000  # of a pattern's counted repetitions, those inside of others multiplied
+_SHOWN = 200
+_BITS = 1024  # of a whole number, as many as the largest float has
+
+# Keywords whose value is a schema, a list of schemas, or schemas by name.
+_ONE = ("items", "additionalItems", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+
+def refusal(where: str, expected: str, got: object) -> ValueError:
+    """The error for a schema, pattern or grammar that cannot be used."""
+    return ValueError(f"{where}: expected {expected}, got {printable(got, _SHOWN)}")
+
+
+def check_schema(schema: object, where: str = "schema") -> Schema:
+    """A copy of the schema, where it is an object of a size that can be compiled in time."""
+    if not isinstance(schema, Mapping):
+        raise refusal(where, "an object", type(schema).__name__)
+    nodes = 0
+    level: list[tuple[str, object]] = [(where, schema)]
+    # Level by level: what is too deep must not be too deep for this, either.
+    for _ in range(2 * DEPTH_LIMIT + 1):
+        nodes += len(level)
+        if nodes > NODES_LIMIT:
+            raise refusal(where, f"at most {NODES_LIMIT} values", "more")
+        level = [child for path, value in level for child in _children(path, value)]
+        if not level:
+            break
+    else:
+        raise refusal(level[0][0][:_SHOWN], f"at most {DEPTH_LIMIT} schemas inside of each other", "more")
+    written = json.dumps(schema, default=dict)  # mappings of any kind become objects
+    if len(written) > SIZE_LIMIT:
+        raise refusal(where, f"at most {SIZE_LIMIT} bytes", f"{len(written)} bytes")
+    copied: Schema = json.loads(written)
+    return copied
+
+
+def subschemas(schema: Schema, where: str) -> Iterator[tuple[str, Any]]:
+    """The schemas directly inside of a schema, each with its path."""
+    for key in _ONE:
+        if isinstance(schema.get(key), Mapping):
+            yield f"{where}.{key}", schema[key]
+    for key in _LISTS:
+        if isinstance(schema.get(key), list | tuple):
+            yield from ((f"{where}.{key}[{index}]", one) for index, one in enumerate(schema[key]))
+    for key in _NAMED:
+        if isinstance(schema.get(key), Mapping):
+            yield from ((f"{where}.{key}.{name}", one) for name, one in schema[key].items())
+
+
+def check_pattern(pattern: object, where: str = "regex") -> str:
+    """The pattern, where neither its length nor its repetitions are too many; its grammar is not looked at."""
+    if not isinstance(pattern, str):
+        raise refusal(where, "a string", type(pattern).__name__)
+    if not 1 <= len(pattern) <= PATTERN_LIMIT:
+        raise refusal(where, f"1..{PATTERN_LIMIT} characters", f"{len(pattern)}")
+    check_text(pattern, where)
+    if (most := _repeats(pattern)) > REPEAT_LIMIT:
+        raise refusal(where, f"at most {REPEAT_LIMIT} repetitions, those inside of others multiplied", most)
+    return pattern
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse what has no UTF-8."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise refusal(where, "Unicode text without lone surrogates", repr(text[:40]))
+
+
+def schema_of(kind: Any, *, strict: bool = True) -> tuple[dict[str, Any], Callable[[str], Any]]:
+    """A type's schema, in which objects have no other keys than it names, and what reads a text as the type.
+
+    msgspec Structs, dataclasses, TypedDicts, enums, Literals and the built-in types; pydantic models, and all that
+    pydantic knows once it is imported. Not `strict`: a number may be written as a string.
+    """
+    try:
+        return _closed(msgspec.json.schema(kind)), lambda text: msgspec.json.decode(text, type=kind, strict=strict)
+    except (TypeError, RecursionError) as error:
+        # Only a program that has imported pydantic can have its types.
+        pydantic = sys.modules.get("pydantic")
+        if pydantic is None:
+            raise _unknown(kind, error) from error
+    try:
+        adapter = pydantic.TypeAdapter(kind)
+        return _closed(adapter.json_schema()), adapter.validate_json
+    except (pydantic.PydanticUserError, TypeError) as error:
+        raise _unknown(kind, error) from error
+
+
+def read(text: str, decode: Callable[[str], Any]) -> Any:
+    """What a JSON text says, by `decode`; where it is cut or wrong, one error that shows it."""
+    try:
+        return decode(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FormatError("answer", "JSON", "text that fits its schema", f"{_ends(text)} ({reason})") from error
+
+
+def _unknown(kind: object, error: Exception) -> ValueError:
+    return refusal("type", "one that has a JSON schema", f"{kind!r} ({str(error).partition(chr(10))[0]})")
+
+
+def _ends(text: str) -> str:
+    """A text, or its two ends where it is long."""
+    return repr(text if len(text) <= 40 else text[:18] + "..." + text[-18:])
+
+
+def _children(path: str, value: object) -> Iterator[tuple[str, object]]:
+    """The values inside of a value, which is checked by itself."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            if not isinstance(key, str):
+                raise refusal(path, "keys that are strings", repr(key))
+            check_text(key, path)
+            if key == "pattern" and isinstance(child, str):
+                check_pattern(child, f"{path}.pattern")
+            if key == "patternProperties" and isinstance(child, Mapping):
+                for pattern in child:
+                    check_pattern(pattern, f"{path}.{key}")
+            yield f"{path}.{printable(key, 40)}", child
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            yield f"{path}[{index}]", child
+    else:
+        _check_plain(path, value)
+
+
+def _check_plain(path: str, value: object) -> None:
+    if isinstance(value, str):
+        check_text(value, path)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise refusal(path, "a finite number", value)
+    elif isinstance(value, int):
+        if value.bit_length() > _BITS:
+            raise refusal(path, f"a number of at most {_BITS} bits", f"{value.bit_length()} bits")
+    elif value is not None:
+        raise refusal(path, "an object, a list, a string, a number, a boolean or null", type(value).__name__)
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a type, in which each object that names its keys takes no others."""
+    if "properties" in schema:
+        schema.setdefault("additionalProperties", False)
+    for _, inner in subschemas(schema, ""):
+        if isinstance(inner, dict):
+            _closed(inner)
+    return schema
+
+
+def _repeats(pattern: str) -> int:
+    """How often the innermost part of a pattern may be counted off."""
+    most, groups, last, place = 1, [1], 1, 0
+    while place < len(pattern):
+        character, start = pattern[place], place
+        place += 1
+        if character == "\\":
+            place, last = place + 1, 1
+        elif character == "[":
+            place, last = _class_end(pattern, place), 1
+        elif character == "(":
+            groups.append(1)
+        elif character == ")":
+            last = groups.pop() if len(groups) > 1 else 1
+            groups[-1] = max(groups[-1], last)
+        elif character == "{" and (end := pattern.find("}", start)) > 0 and (count := _count(pattern[place:end])):
+            last *= count
+            place = end + 1
+            groups[-1] = max(groups[-1], last)
+            most = max(most, last)
+        elif character not in "*+?":
+            last = 1
+    return most
+
+
+def _class_end(pattern: str, place: int) -> int:
+    """Behind the bracket that ends a class; classes may be inside of classes, and the first bracket ends none."""
+    depth = 1
+    place = _class_start(pattern, place)
+    while place < len(pattern) and depth:
+        character = pattern[place]
+        place += 2 if character == "\\" else 1
+        if character == "[":
+            depth, place = depth + 1, _class_start(pattern, place)
+        elif character == "]":
+            depth -= 1
+    return place
+
+
+def _class_start(pattern: str, place: int) -> int:
+    place += pattern.startswith("^", place)
+    return place + pattern.startswith("]", place)
+
+
+def _count(text: str) -> int:
+    """The larger number in a repetition's braces, 0 where they are none."""
+    parts = text.split(",")
+    if (
+        len(parts) > 2
+        or not parts[0].strip().isascii()
+        or not all(p.strip().isdecimal() or not p.strip() for p in parts)
+    ):
+        return 0
+    # Counts of hundreds of digits are too many without being read.
+    return max((int(part) if len(part) < 20 else 1 << 62 for part in map(str.strip, parts) if part), default=0)
