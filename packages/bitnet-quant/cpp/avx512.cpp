@@ -341,6 +341,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 }
 
 #include "avx512_attention.h"
+#include "avx512_packing.h"
 #include "avx512_spread.h"
 
 }  // namespace
@@ -348,7 +349,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 #if defined(__AVX512VBMI__)
 const Kernels kAvx512Vbmi = {"avx512vbmi",
                              Order::five_bits,
-                             4,
+                             12,
                              five_bits,
                              expand,
                              two_bits,
@@ -366,6 +367,8 @@ const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, 
                              activate,
                              widen,
                              narrow,
-                             attend};
+                             attend,
+                             unpack_digits,
+                             place};
 
 }  // namespace bitnet

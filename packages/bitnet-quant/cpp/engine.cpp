@@ -178,7 +178,7 @@ void Engine::multiply_dense(const Work& work, size_t group, size_t token, size_t
 // Sums of some tokens over a group; over its expanded form, where there is one.
 void Engine::multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count,
                            bool add, float* out, size_t stride) const {
-    alignas(64) int32_t sums[kTokens * kRows];
+    alignas(64) int32_t sums[kMost * kRows];
     const Matrix& matrix = *work.matrix;
     const Extent& extent = matrix.extent;
     const size_t planes = matrix.planes, first = token * planes, padded = extent.padded();
@@ -204,7 +204,7 @@ void Engine::multiply_group(size_t thread, const Work& work, size_t group, size_
     const Extent& extent = matrix.extent;
     const size_t first = group * kRows, rows = std::min(kRows, extent.rows - first);
     const bool ternary = matrix.kind == Matrix::Kind::ternary;
-    const bool expands = ternary && kernels_.expand && tokens * matrix.planes > 2 * kernels_.few;
+    const bool expands = ternary && kernels_.expand && tokens * matrix.planes > kernels_.few;
     if (expands)
         for (size_t segment = 0; segment < extent.segments; ++segment)
             kernels_.expand(
@@ -216,7 +216,7 @@ void Engine::multiply_group(size_t thread, const Work& work, size_t group, size_
     // Whole groups go straight to where they belong; x plus 1 times a sum is x plus the sum.
     const bool direct = matrix.kind != Matrix::Kind::dense && rows == kRows && !matrix.bias &&
                         (!work.add || shape_.residual_scale == 1.0f);
-    alignas(64) float sums[kTokens * kRows];
+    alignas(64) float sums[kMost * kRows];
     for (size_t token = 0; token < tokens; token += tile) {
         const size_t count = std::min(tile, tokens - token);
         const uint8_t* expanded = expands ? groups_[thread] : nullptr;

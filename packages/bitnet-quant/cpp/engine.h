@@ -24,7 +24,7 @@ inline size_t padded_to(size_t count, size_t unit) { return (count + unit - 1) /
 struct Shape {
     size_t hidden = 0, ffn = 0, layers = 0, heads = 0, kv_heads = 0, head_size = 0;
     Gate gate = Gate::relu2;
-    bool wide_pages = false;  // float32 keys and values
+    Held held = Held::f16;  // keys and values
     double norm_eps = 0, sub_norm_eps = 0;
     float query_scale = 1, embedding_scale = 1, residual_scale = 1;
 };
@@ -79,8 +79,9 @@ struct Sequence {
 };
 
 // Bytes of keys and values of one head in a page; heads of a layer, then layers, follow each other.
-inline size_t head_bytes(size_t head_size, bool wide) {
-    return (wide ? 4 : 2) * kPositions * (head_size + padded_to(head_size, 16));
+inline size_t head_bytes(size_t head_size, Held held) {
+    const size_t scales = held == Held::int8 ? 2 * sizeof(float) : 0;  // of a position
+    return kPositions * (width_of(held) * (head_size + padded_to(head_size, 16)) + scales);
 }
 
 class Engine {

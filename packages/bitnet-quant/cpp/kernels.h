@@ -17,6 +17,7 @@ namespace bitnet {
 constexpr size_t kRows = 64;
 constexpr size_t kColumns = 16;    // that int8 matrices are padded to
 constexpr size_t kTokens = 6;      // the most tokens of a tile
+constexpr size_t kMost = 12;       // the most of a tile that is ternary, in any table
 constexpr size_t kPositions = 32;  // of a page
 constexpr size_t kHead = 256;      // the largest head
 
@@ -28,14 +29,29 @@ constexpr size_t bytes_of(Order order) { return order == Order::two_bits ? 256 :
 // The largest number that digits of so many planes hold.
 constexpr float largest_of(size_t planes) { return planes == 1 ? 127.0f : planes == 2 ? 32639.0f : 8355711.0f; }
 
+// How files hold ternary matrices. All but hf_rows have groups of digits, in row-major order.
+enum class Wire : uint8_t { i2_s_128, i2_s_64, hf_rows, tq1_0, tq2_0, q2_0_64, q2_0_128 };
+
+constexpr size_t digits_of(Wire wire) {  // of a group; hf_rows has one of its four rows in a byte
+    return wire == Wire::hf_rows                              ? 1
+           : wire == Wire::tq1_0 || wire == Wire::tq2_0       ? 256
+           : wire == Wire::i2_s_128 || wire == Wire::q2_0_128 ? 128
+                                                              : 64;
+}
+
 enum class Float : uint8_t { f16, bf16, f32 };
 
 constexpr size_t width_of(Float kind) { return kind == Float::f32 ? 4 : 2; }  // bytes
 
 enum class Gate : uint8_t { relu2, silu, gelu };
 
+enum class Held : uint8_t { f16, f32, int8 };  // how a page holds keys and values
+
+constexpr size_t width_of(Held held) { return held == Held::f32 ? 4 : held == Held::f16 ? 2 : 1; }
+
 // Queries of one head of keys, which share its pages. A page holds keys as (size, kPositions) and values as
-// (kPositions, padded), both float16 or both float32; padded is size rounded up to 16.
+// (kPositions, padded), of one type; padded is size rounded up to 16. Behind int8 stand float32 scales: one for each
+// position's key, then one for each position's value.
 struct Attention {
     const float* queries;  // (rows, padded), scaled
     size_t rows;
@@ -44,8 +60,8 @@ struct Attention {
     const int64_t* first;  // of each row: the positions that it sees, from first to before last
     const int64_t* last;
     uint8_t* const* pages;
-    size_t offset;   // bytes from a page's address to the keys
-    bool wide;       // float32
+    size_t offset;  // bytes from a page's address to the keys
+    Held held;
     float* mixed;    // (rows, padded), the result
     float* weights;  // (rows, kPositions), scratch
     float* peak;     // (rows), scratch
@@ -96,6 +112,12 @@ struct Kernels {
     void (*narrow)(const float* x, size_t count, uint16_t* out);
     // Softmax of the scores over what each row sees, times the values; page by page, whoever else is in the call.
     void (*attend)(const Attention* call);
+
+    // `count` groups of a file, `stride` bytes apart, as digits of a byte each; of hf_rows the given one of four.
+    void (*unpack)(Wire wire, const uint8_t* from, ptrdiff_t stride, size_t count, size_t field, uint8_t* out);
+    // Digits of 16 rows, `stride` apart, into their quarter of a group in this table's order; `columns` are of whole
+    // blocks, and 4 bytes behind each row may be read. Gives what is not zero if a digit is 3.
+    uint32_t (*place)(const uint8_t* digits, size_t stride, size_t columns, uint8_t* out);
 };
 
 extern const Kernels kScalar;

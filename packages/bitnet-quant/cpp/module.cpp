@@ -4,6 +4,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -55,8 +57,9 @@ Placed dense_matrix(Array<const uint8_t, 1> data, const std::string& kind, size_
 // The engine with all that it points into. Calls exclude each other: one that waits for another is slow, not wrong.
 class Runner {
 public:
-    Runner(const std::string& isa, size_t threads, const Shape& shape)
-        : engine_(checked(isa, threads, shape), threads, shape) {}
+    // `crew`: how many place weights, until the scratch memory is set.
+    Runner(const std::string& isa, size_t threads, const Shape& shape, size_t crew)
+        : engine_(checked(isa, threads, shape), threads, shape), crew_(std::make_unique<Pool>(counted(crew))) {}
 
     Engine& engine() { return engine_; }
 
@@ -148,6 +151,7 @@ public:
         require(reinterpret_cast<uintptr_t>(memory.data()) % 64 == 0, "the scratch memory is not aligned to 64 bytes");
         engine_.lay_out(memory.data(), head_);
         keep(nb::ndarray<>(memory));
+        crew_.reset();
         ready_ = true;
     }
 
@@ -260,8 +264,8 @@ public:
         require(fits, "from: its shape does not fit the matrix");
         require_size("out", out.size(), extent.groups() * extent.group_bytes());
         const std::lock_guard<std::mutex> lock(mutex_);
-        return pack_ternary(engine_.pool(), found, {from.data(), from.shape(0), from.shape(1), from.stride(0)}, extent,
-                            out.data());
+        return pack_ternary(crew(), engine_.kernels(), found,
+                            {from.data(), from.shape(0), from.shape(1), from.stride(0)}, extent, out.data());
     }
 
     void pack_rows(Array<const uint8_t, 1> from, const std::string& kind, Array<uint8_t, 1> out, Array<float, 1> scale,
@@ -272,13 +276,28 @@ public:
         require_size("out", out.size(), extent.groups() * kRows * extent.padded());
         require_size("scale", scale.size(), extent.groups() * kRows);
         const std::lock_guard<std::mutex> lock(mutex_);
-        pack_bytes(engine_.pool(), engine_.kernels(), from.data(), stored, rows, columns,
-                   reinterpret_cast<int8_t*>(out.data()), scale.data());
+        pack_bytes(crew(), engine_.kernels(), from.data(), stored, rows, columns, reinterpret_cast<int8_t*>(out.data()),
+                   scale.data());
+    }
+
+    // What many hands move: a core alone is not given all of the memory's speed.
+    void copy(Array<const uint8_t, 1> from, Array<uint8_t, 1> out) {
+        require_size("out", out.size(), from.size());
+        const std::lock_guard<std::mutex> lock(mutex_);
+        crew().run([&](size_t thread) {
+            const size_t begin = from.size() * thread / crew().threads();
+            std::memcpy(out.data() + begin, from.data() + begin, from.size() * (thread + 1) / crew().threads() - begin);
+        });
     }
 
 private:
-    static const Kernels& checked(const std::string& isa, size_t threads, const Shape& shape) {
+    static size_t counted(size_t threads) {
         require(threads >= 1 && threads <= 1024, "threads: expected 1 to 1024, got " + std::to_string(threads));
+        return threads;
+    }
+
+    static const Kernels& checked(const std::string& isa, size_t threads, const Shape& shape) {
+        counted(threads);
         require(shape.hidden && shape.ffn && shape.heads && shape.kv_heads && shape.heads % shape.kv_heads == 0,
                 "the sizes of a model are above 0, and its heads a multiple of those of keys");
         require(shape.head_size >= 1 && shape.head_size <= kHead, "head_size: expected 1 to 256");
@@ -318,7 +337,10 @@ private:
         require(engine_.keeps(), "no memory is set for what adapters multiply");
     }
 
+    Pool& crew() { return crew_ ? *crew_ : engine_.pool(); }
+
     Engine engine_;
+    std::unique_ptr<Pool> crew_;
     std::mutex mutex_;
     Matrix embedding_, head_;
     const float* norm_ = nullptr;
@@ -331,20 +353,20 @@ void define_runner(nb::module_& module) {
         .def(
             "__init__",
             [](Shape* self, size_t hidden, size_t ffn, size_t layers, size_t heads, size_t kv_heads, size_t head_size,
-               const std::string& gate, bool wide_pages, double norm_eps, double sub_norm_eps, float query_scale,
-               float embedding_scale, float residual_scale) {
-                new (self) Shape{hidden,        ffn,        layers,   heads,        kv_heads,    head_size,
-                                 gate_of(gate), wide_pages, norm_eps, sub_norm_eps, query_scale, embedding_scale,
+               const std::string& gate, const std::string& held, double norm_eps, double sub_norm_eps,
+               float query_scale, float embedding_scale, float residual_scale) {
+                new (self) Shape{hidden,        ffn,           layers,   heads,        kv_heads,    head_size,
+                                 gate_of(gate), held_of(held), norm_eps, sub_norm_eps, query_scale, embedding_scale,
                                  residual_scale};
             },
-            nb::kw_only(), "hidden"_a, "ffn"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_size"_a, "gate"_a,
-            "wide_pages"_a, "norm_eps"_a, "sub_norm_eps"_a, "query_scale"_a, "embedding_scale"_a, "residual_scale"_a);
+            nb::kw_only(), "hidden"_a, "ffn"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_size"_a, "gate"_a, "held"_a,
+            "norm_eps"_a, "sub_norm_eps"_a, "query_scale"_a, "embedding_scale"_a, "residual_scale"_a);
     nb::class_<Placed>(module, "Matrix")
         .def_static("bytes", bytes_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
                     "columns"_a)
         .def_static("dense", dense_matrix, "data"_a.noconvert(), nb::kw_only(), "kind"_a, "rows"_a, "columns"_a);
     nb::class_<Runner>(module, "Engine")
-        .def(nb::init<const std::string&, size_t, const Shape&>(), "isa"_a, "threads"_a, "shape"_a)
+        .def(nb::init<const std::string&, size_t, const Shape&, size_t>(), "isa"_a, "threads"_a, "shape"_a, "crew"_a)
         .def("ternary_bytes", &Runner::ternary_bytes, nb::kw_only(), "rows"_a, "columns"_a, "segments"_a)
         .def("ternary", &Runner::ternary_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
              "columns"_a, "segments"_a, "each"_a, "floats"_a)
@@ -360,6 +382,7 @@ void define_runner(nb::module_& module) {
              "rows"_a, "columns"_a, "segments"_a)
         .def("pack_rows", &Runner::pack_rows, Released(), "data"_a.noconvert(), "kind"_a, "out"_a.noconvert(),
              "scale"_a.noconvert(), nb::kw_only(), "rows"_a, "columns"_a)
+        .def("copy", &Runner::copy, Released(), "data"_a.noconvert(), "out"_a.noconvert())
         .def("begin", &Runner::begin, Released(), "sequences"_a.noconvert(), "pages"_a.noconvert())
         .def("adapt", &Runner::adapt, "adapters"_a)
         .def("keep_in", &Runner::keep_in, "memory"_a.noconvert())
@@ -393,7 +416,9 @@ NB_MODULE(_native, module) {
         const std::vector<const char*> names = built();
         return std::vector<std::string>(names.begin(), names.end());
     });
-    module.def("head_bytes", &head_bytes, "head_size"_a, "wide"_a);
+    module.def(
+        "head_bytes", [](size_t size, const std::string& held) { return head_bytes(size, held_of(held)); },
+        "head_size"_a, "held"_a);
     define_runner(module);
     define_kernels(module);
     define_adapters(module);

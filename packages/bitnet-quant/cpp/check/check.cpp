@@ -68,6 +68,7 @@ int run(const Wish& wish) {
         Report report(kernels->name);
         check_integers(*kernels, report);
         check_dense(*kernels, report);
+        check_packing(*kernels, report);
         check_floats(*kernels, report);
         check_attention(*kernels, report);
         close(kernels->name, report);

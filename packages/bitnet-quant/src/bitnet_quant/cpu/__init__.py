@@ -40,14 +40,15 @@ def load(
     memory: Pool | None = None,
     threads: int | None = None,
     head: Literal["f16", "int8"] = "f16",
-    kv: Literal["f16", "f32"] = "f16",
+    kv: Literal["f16", "f32", "int8"] = "f16",
     isa: str | None = None,
 ) -> Runner:
     """The model on this processor; weights, pages and scratch are taken from `memory`.
 
     `threads`: how many work together, by default one for each core that may be used, and fewer for a small model.
     `head`: the output head as stored, or as int8 with a scale a row: half the bytes, and nearly the same logits.
-    `kv`: how keys and values are held. `isa`: the instruction set, by default what BITNET_ISA names, or the best.
+    `kv`: how keys and values are held; int8 has a scale for each key and each value of each head.
+    `isa`: the instruction set, by default what BITNET_ISA names, or the best.
     """
     from . import _native  # noqa: PLC0415
     from .operations import CpuOperations  # noqa: PLC0415  # imports the compiled part
@@ -57,8 +58,8 @@ def load(
         raise BackendUnavailable(f"backend 'cpu' cannot run here: {refusal}")
     if head not in ("f16", "int8"):
         raise ValueError(f"expected head to be f16 or int8, got {head!r}")
-    if kv not in ("f16", "f32"):
-        raise ValueError(f"expected kv to be f16 or f32, got {kv!r}")
+    if kv not in ("f16", "f32", "int8"):
+        raise ValueError(f"expected kv to be f16, f32 or int8, got {kv!r}")
     count = _threads(model.spec) if threads is None else threads
     if count < 1:
         raise ValueError(f"threads: expected 1 or more, got {count}")

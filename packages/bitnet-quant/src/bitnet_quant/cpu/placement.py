@@ -91,9 +91,10 @@ class Placement:
             return self._ternary(name, weight, floats=floats)
         rows, columns = weight.shape
         kind = _kind(name, weight)
-        placed = self.take(weight.shape, weight.dtype)
-        placed[...] = weight  # a copy: the file may change under a mapped view
-        return _native.Matrix.dense(_as_bytes(placed), kind=kind, rows=rows, columns=columns)
+        placed = self.take(weight.nbytes, np.uint8)
+        # A copy: the file may change under a mapped view.
+        self._engine.copy(_as_bytes(np.ascontiguousarray(weight)), placed)
+        return _native.Matrix.dense(placed, kind=kind, rows=rows, columns=columns)
 
     def _ternary(self, name: str, tensor: TernaryTensor, *, floats: bool) -> _native.Matrix:
         rows, columns = tensor.shape
