@@ -341,6 +341,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 }
 
 #include "avx512_attention.h"
+#include "avx512_planes.h"
 
 }  // namespace
 
@@ -364,6 +365,7 @@ const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, 
                              activate,
                              widen,
                              narrow,
-                             attend};
+                             attend,
+                             &kPlaneKernels};
 
 }  // namespace bitnet

@@ -10,6 +10,7 @@
 
 #include "arrays.h"
 #include "engine.h"
+#include "planes.h"
 
 using namespace nb::literals;
 
@@ -33,7 +34,7 @@ Extent extent_of(size_t rows, size_t columns, size_t segments, Order order = Ord
 // A matrix and the arrays that it points into.
 struct Placed {
     Matrix matrix;
-    nb::ndarray<> owners[2];
+    nb::ndarray<> owners[3];
 };
 
 Placed bytes_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, size_t rows, size_t columns) {
@@ -42,6 +43,18 @@ Placed bytes_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, s
     require_size("scale", scale.size(), extent.groups() * kRows);
     return {{Matrix::Kind::bytes, Float::f32, 2, extent, data.data(), scale.data(), true},
             {nb::ndarray<>(data), nb::ndarray<>(scale)}};
+}
+
+Placed planes_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, Array<const float, 2> rest,
+                     size_t rows, size_t columns) {
+    const Extent extent = extent_of(rows, columns, 1, Order::planes);
+    require(columns <= kMostPlaneColumns, "columns: too many for 32-bit sums");
+    require_size("data", data.size(), extent.groups() * extent.group_bytes());
+    require_size("scale", scale.size(), extent.groups() * kRows);
+    require_shape("rest", rest, kRests, extent.groups() * kRows);
+    Matrix matrix{Matrix::Kind::planes, Float::f32, 2, extent, data.data(), scale.data(), true};
+    matrix.rest = rest.data();
+    return {matrix, {nb::ndarray<>(data), nb::ndarray<>(scale), nb::ndarray<>(rest)}};
 }
 
 Placed dense_matrix(Array<const uint8_t, 1> data, const std::string& kind, size_t rows, size_t columns) {
@@ -117,7 +130,9 @@ public:
         require_size("columns", embedding.matrix.extent.columns, shape.hidden);
         require_size("columns", head.matrix.extent.columns, shape.hidden);
         require_size("norm", norm.size(), shape.hidden);
-        require(embedding.matrix.kind != Matrix::Kind::bytes, "an embedding is ternary or of floats");
+        require(embedding.matrix.kind == Matrix::Kind::ternary || embedding.matrix.kind == Matrix::Kind::dense,
+                "an embedding is ternary or of floats");
+        require(head.matrix.kind != Matrix::Kind::planes || splits(shape.hidden), "these kernels read no planes");
         check_order(embedding.matrix);
         check_order(head.matrix);
         embedding_ = embedding.matrix;
@@ -229,13 +244,30 @@ public:
         }
     }
 
-    void head(Array<const float, 2> states, Array<float, 2> logits) {
+    // Reaches as (best, margin) of each state; a best of 0 is all.
+    void head(Array<const float, 2> states, Array<const double, 2> reaches, Array<float, 2> logits) {
         const std::lock_guard<std::mutex> lock(mutex_);
         check_ready();
-        require_shape("states", states, states.shape(0), engine_.shape().hidden);
-        require_shape("logits", logits, states.shape(0), head_.extent.rows);
-        engine_.head(head_, states.data(), states.shape(0), logits.data());
+        const size_t tokens = states.shape(0);
+        require_shape("states", states, tokens, engine_.shape().hidden);
+        require_shape("reaches", reaches, tokens, 2);
+        require_shape("logits", logits, tokens, head_.extent.rows);
+        std::vector<Reach> wanted(tokens);
+        for (size_t i = 0; i < tokens; ++i) {
+            const double best = reaches.data()[2 * i];
+            wanted[i] = {best >= 1 && best <= double(head_.extent.rows) ? size_t(best) : 0, reaches.data()[2 * i + 1]};
+        }
+        engine_.head(head_, states.data(), wanted, logits.data());
     }
+
+    std::vector<size_t> rows_read() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const Head::Counts counts = engine_.last_head().counts();
+        return {counts.begin(), counts.end()};
+    }
+
+    // Whether int8 rows of so many columns lie in planes.
+    bool splits(size_t columns) const { return engine_.kernels().planes && columns <= kMostPlaneColumns; }
 
     bool pack(Bytes from, const std::string& wire, Array<uint8_t, 1> out, size_t rows, size_t columns,
               size_t segments) {
@@ -263,6 +295,19 @@ public:
         const std::lock_guard<std::mutex> lock(mutex_);
         pack_bytes(engine_.pool(), engine_.kernels(), from.data(), stored, rows, columns,
                    reinterpret_cast<int8_t*>(out.data()), scale.data());
+    }
+
+    void pack_in_planes(Array<const uint8_t, 1> from, const std::string& kind, Array<uint8_t, 1> out,
+                        Array<float, 1> scale, Array<float, 2> rest, size_t rows, size_t columns) {
+        const Float stored = float_of(kind);
+        const Extent extent = extent_of(rows, columns, 1, Order::planes);
+        require_size("from", from.size(), rows * columns * width_of(stored));
+        require_size("out", out.size(), extent.groups() * extent.group_bytes());
+        require_size("scale", scale.size(), extent.groups() * kRows);
+        require_shape("rest", rest, kRests, extent.groups() * kRows);
+        const std::lock_guard<std::mutex> lock(mutex_);
+        pack_planes(engine_.pool(), engine_.kernels(), from.data(), stored, extent, out.data(), scale.data(),
+                    rest.data());
     }
 
 private:
@@ -330,6 +375,8 @@ void define_runner(nb::module_& module) {
     nb::class_<Placed>(module, "Matrix")
         .def_static("bytes", bytes_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), nb::kw_only(), "rows"_a,
                     "columns"_a)
+        .def_static("planes", planes_matrix, "data"_a.noconvert(), "scale"_a.noconvert(), "rest"_a.noconvert(),
+                    nb::kw_only(), "rows"_a, "columns"_a)
         .def_static("dense", dense_matrix, "data"_a.noconvert(), nb::kw_only(), "kind"_a, "rows"_a, "columns"_a);
     nb::class_<Runner>(module, "Engine")
         .def(nb::init<const std::string&, size_t, const Shape&>(), "isa"_a, "threads"_a, "shape"_a)
@@ -348,6 +395,9 @@ void define_runner(nb::module_& module) {
              "rows"_a, "columns"_a, "segments"_a)
         .def("pack_rows", &Runner::pack_rows, Released(), "data"_a.noconvert(), "kind"_a, "out"_a.noconvert(),
              "scale"_a.noconvert(), nb::kw_only(), "rows"_a, "columns"_a)
+        .def("splits", &Runner::splits, "columns"_a)
+        .def("pack_planes", &Runner::pack_in_planes, Released(), "data"_a.noconvert(), "kind"_a, "out"_a.noconvert(),
+             "scale"_a.noconvert(), "rest"_a.noconvert(), nb::kw_only(), "rows"_a, "columns"_a)
         .def("begin", &Runner::begin, Released(), "sequences"_a.noconvert(), "pages"_a.noconvert())
         .def("embed", &Runner::embed, Released(), "ids"_a.noconvert(), "x"_a.noconvert())
         .def("project", &Runner::project, Released(), "layer"_a, "x"_a.noconvert(), "queries"_a.noconvert(),
@@ -357,7 +407,9 @@ void define_runner(nb::module_& module) {
         .def("merge", &Runner::merge, Released(), "layer"_a, "x"_a.noconvert(), "attended"_a.noconvert())
         .def("feed", &Runner::feed, Released(), "layer"_a, "x"_a.noconvert())
         .def("states", &Runner::states, Released(), "x"_a.noconvert(), "rows"_a.noconvert(), "out"_a.noconvert())
-        .def("head", &Runner::head, Released(), "states"_a.noconvert(), "logits"_a.noconvert());
+        .def("head", &Runner::head, Released(), "states"_a.noconvert(), "reaches"_a.noconvert(),
+             "logits"_a.noconvert())
+        .def("rows_read", &Runner::rows_read);
 }
 
 }  // namespace
@@ -369,6 +421,8 @@ NB_MODULE(_native, module) {
     module.attr("POSITIONS") = kPositions;
     module.attr("ROWS") = kRows;
     module.attr("COLUMNS") = kColumns;
+    module.attr("PLANE_COLUMNS") = kPlaneColumns;
+    module.attr("RESTS") = kRests;
     module.def("usable", [] {
         std::vector<std::string> names;
         for (const Kernels* kernels : usable()) names.emplace_back(kernels->name);
