@@ -40,13 +40,14 @@ Engine = tuple[Callable[[np.ndarray], int], Callable[[], None]]
 def ours(path: str, threads: int, head: str) -> Engine:
     import bitnet_core
     from bitnet_core.formats import gguf
+    from bitnet_core.model import Reach
     from bitnet_quant.cpu import load
 
     runner = load(gguf.load(path), threads=threads, head=head)
     cache = runner.new_cache()
 
     def forward(tokens: np.ndarray) -> int:
-        (logits,) = runner.forward([bitnet_core.Step(tokens, cache)])
+        (logits,) = runner.forward([bitnet_core.Step(tokens, cache, reach=Reach())])
         return int(logits.argmax())
 
     return forward, lambda: cache.truncate(0)

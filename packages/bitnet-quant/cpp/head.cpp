@@ -20,12 +20,21 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <numeric>
 
 namespace bitnet {
 namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr size_t kStride = 8;  // groups that a thread takes at a time
+
+void fetch(const uint8_t* from) {
+#if defined(__GNUC__)
+    __builtin_prefetch(from);
+#else
+    (void)from;
+#endif
+}
 
 // The lowest logit in reach. Less a little, because a sampler may round when it takes the margin off.
 float lowest(double least, double highest, double margin) {
@@ -83,8 +92,12 @@ void Head::multiply(size_t thread, const HeadWeights& weights, const HeadInputs&
     pool_.meet();
     Counts counts{};
     for (size_t group; (group = next_.fetch_add(kStride, std::memory_order_relaxed)) < groups_;)
-        for (size_t last = std::min(group + kStride, groups_); group < last; ++group)
-            for (size_t token = 0; token < tokens; ++token) refine(call, token, group, counts);
+        for (size_t token = 0; token < tokens; ++token) {
+            Left left[kStride];
+            for (size_t i = 0; i < std::min(kStride, groups_ - group); ++i) left[i] = choose(call, token, group + i);
+            for (size_t i = 0; i < std::min(kStride, groups_ - group); ++i)
+                refine(call, token, group + i, left[i], counts);
+        }
     for (size_t i = 1; i < counts.size(); ++i) counts_[thread][i] += counts[i];
     pool_.meet();
     for (size_t token = thread; token < tokens; token += threads) keep_reach(call, token);
@@ -182,7 +195,7 @@ void Head::read_coarse(size_t thread, const Call& call) {
     }
 }
 
-// The rest of some rows of a group from plane `plane` on, into sums that say what was read of them so far.
+// One more plane of some rows of a group, into the sums of what was read of them so far.
 void Head::add_plane(const Call& call, size_t token, size_t group, size_t plane, std::span<const uint8_t> rows,
                      int32_t* sums) const {
     const Planes planes(call.weights.data, call.weights.extent, group);
@@ -228,43 +241,55 @@ float Head::best_of(const Call& call, size_t token, size_t group) const {
     return values[best] > kNothing ? values[best] : kNothing;
 }
 
-// Reads the rows of a group as far as they may be in reach.
-void Head::refine(const Call& call, size_t token, size_t group, Counts& counts) const {
-    const size_t first = group * kRows, rows = std::min(kRows, call.weights.extent.rows - first);
-    const float floor = tokens_[token].floor;
-    float* out = call.logits + token * call.weights.extent.rows + first;
-    alignas(64) int32_t sums[2 * kRows];
-    alignas(64) float upper[kRows], values[kRows];
-    std::memcpy(upper, upper_ + at(token, group) * kRows, sizeof upper);
-    uint8_t left[kRows];
-    size_t count = 0;
-    for (size_t row = 0; row < rows; ++row) {
-        out[row] = kNothing;
-        left[count] = uint8_t(row);
+void Head::Left::keep(const float* upper, float floor) {
+    const size_t before = count;
+    count = 0;
+    for (size_t i = 0; i < before; ++i) {
+        const uint8_t row = rows[i];
+        rows[count] = row;
         count += !(upper[row] < floor);
     }
+}
+
+// The rows of a group that may be in reach. Where they are few, what is read of them next is fetched meanwhile.
+Head::Left Head::choose(const Call& call, size_t token, size_t group) const {
+    const Extent& extent = call.weights.extent;
+    Left left{{}, std::min(kRows, extent.rows - group * kRows)};
+    std::iota(left.rows, left.rows + left.count, uint8_t(0));
+    left.keep(upper_ + at(token, group) * kRows, tokens_[token].floor);
+    if (left.count > kRows / 4) return left;
+    const Planes planes(call.weights.data, extent, group);
+    const size_t row_bytes = extent.padded() / 8;
+    for (size_t i = 0; i < left.count; ++i)
+        for (size_t line = 0; line < row_bytes; line += 64)
+            fetch(planes.bits + deep_ * planes.next + left.rows[i] * row_bytes + line);
+    return left;
+}
+
+// Reads these rows as far as they may be in reach.
+void Head::refine(const Call& call, size_t token, size_t group, Left& left, Counts& counts) const {
+    const size_t first = group * kRows, rows = std::min(kRows, call.weights.extent.rows - first);
+    float* out = call.logits + token * call.weights.extent.rows + first;
     float& peak = peaks_[at(token, group)];
+    std::fill(out, out + rows, kNothing);
     peak = kNothing;
-    if (!count) return;
+    if (!left.count) return;
+    alignas(64) int32_t sums[2 * kRows];
+    alignas(64) float upper[kRows], values[kRows];
     std::memcpy(sums, sums_ + (group * call.reaches.size() + token) * 2 * kRows, sizeof sums);
-    for (size_t plane = deep_; plane < kPlanes && count; ++plane) {
-        add_plane(call, token, group, plane, {left, count}, sums);
-        counts[1 + plane] += count;
+    for (size_t plane = deep_; plane < kPlanes && left.count; ++plane) {
+        add_plane(call, token, group, plane, {left.rows, left.count}, sums);
+        counts[1 + plane] += left.count;
         if (plane + 1 >= kRests) continue;
         bound(call, group, token, plane + 1, sums, upper, nullptr);
-        const size_t before = count;
-        count = 0;
-        for (size_t i = 0; i < before; ++i) {
-            const uint8_t row = left[i];
-            left[count] = row;
-            count += !(upper[row] < floor);
-        }
+        left.keep(upper, tokens_[token].floor);
     }
-    if (!count) return;
+    if (!left.count) return;
     finish(call, token, group, sums, values);
-    for (size_t i = 0; i < count; ++i) {
-        out[left[i]] = values[left[i]];
-        peak = std::max(peak, values[left[i]]);
+    for (size_t i = 0; i < left.count; ++i) {
+        const float value = values[left.rows[i]];
+        out[left.rows[i]] = value;
+        peak = std::max(peak, value);
     }
 }
 

@@ -71,6 +71,13 @@ private:
         const int8_t* digits(size_t token) const { return inputs.digits + 2 * token * weights.extent.padded(); }
         size_t blocks() const { return weights.extent.padded() / kPlaneColumns; }
     };
+    // Rows of a group that may be in reach.
+    struct Left {
+        uint8_t rows[kRows];
+        size_t count;
+
+        void keep(const float* upper, float floor);
+    };
 
     bool leaves_out(const Call& call) const;
     void read_all(size_t thread, const Call& call) const;
@@ -83,7 +90,8 @@ private:
     void finish(const Call& call, size_t token, size_t group, int32_t* sums, float* values) const;
     void find_floor(const Call& call, size_t token);
     float best_of(const Call& call, size_t token, size_t group) const;
-    void refine(const Call& call, size_t token, size_t group, Counts& counts) const;
+    Left choose(const Call& call, size_t token, size_t group) const;
+    void refine(const Call& call, size_t token, size_t group, Left& left, Counts& counts) const;
     void keep_reach(const Call& call, size_t token);
     size_t at(size_t token, size_t group) const { return token * groups_ + group; }
 

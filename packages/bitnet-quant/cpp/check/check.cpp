@@ -67,6 +67,7 @@ int run(const Wish& wish) {
         if (wish.only == "threads") break;
         Report report(kernels->name);
         check_integers(*kernels, report);
+        check_planes(*kernels, report);
         check_dense(*kernels, report);
         check_floats(*kernels, report);
         check_attention(*kernels, report);
