@@ -43,7 +43,8 @@ __m512i joined_bytes(__m512i nibbles, const uint8_t* bits, size_t next, size_t h
     if (half) there = _mm512_srli_epi16(there, 4);
     const __m512i above = half ? nibbles : _mm512_slli_epi16(nibbles, 4);
     const __m512i below = _mm512_shuffle_epi8(load(kMeaning.values), there);
-    return _mm512_ternarylogic_epi32(above, _mm512_set1_epi8(15), below, 0xba);  // the first without the second, or the third
+    return _mm512_ternarylogic_epi32(above, _mm512_set1_epi8(15), below,
+                                     0xba);  // the first without the second, or the third
 }
 
 // The sums of four vectors, stored side by side.
@@ -75,7 +76,8 @@ template <size_t T, bool deep>
             __m512i weights[4];
 #pragma GCC unroll 4
             for (size_t r = 0; r < 4; ++r) {
-                const uint8_t *above = nibbles + r * row_bytes + 64 * block, *below = bits + r * row_bytes / 4 + 16 * block;
+                const uint8_t *above = nibbles + r * row_bytes + 64 * block,
+                              *below = bits + r * row_bytes / 4 + 16 * block;
                 if (half == 0) fetch(above + kAhead);
                 weights[r] = nibbles_of(load(above), half);
                 if (deep) {
@@ -154,7 +156,8 @@ void bits(const uint8_t* bits, size_t plane, size_t blocks, const uint8_t* rows,
     for (size_t at = 0; at < count; at += 4) {
         const uint8_t* from[4];
         int32_t found[8];
-        for (size_t r = 0; r < 4; ++r) from[r] = bits + rows[at + r < count ? at + r : at] * (blocks * kPlaneColumns / 8);
+        for (size_t r = 0; r < 4; ++r)
+            from[r] = bits + rows[at + r < count ? at + r : at] * (blocks * kPlaneColumns / 8);
         bits_rows(from, plane, blocks, x, stride, found);
         for (size_t r = 0; r < 4 && at + r < count; ++r)
             for (size_t t = 0; t < 2; ++t) {

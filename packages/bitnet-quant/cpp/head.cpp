@@ -1,18 +1,19 @@
 // How rows are left out, and why none of them is missed.
 //
-// A state is integers X (two digits each), a row integers W = U - 128, and its logit, by `finish`, is S * f rounded to a
-// float: f = scale / divisor, a float, and S a float near the integer T = sum of W * X, which 32-bit sums hold exactly.
-// The first bits of U give V, the sum in which what is below them stands in the middle of what it could be. What V lacks
-// is a sum of products with X, so by Cauchy and Schwarz |T - V| <= width = rest * length: both are rounded up.
-// S is made of the sums H and L of two digits, T = 256 * H + L, by roundings of 2**-24 each of 256 * H, L and the whole:
-// |S - T| <= 2**-23 * (|T| + |L|), and |L| <= low = 128 * 128 * columns. The slack is twice that, which covers the
-// roundings of this bound itself (2**-53 each; V and `low` are exact, being integers and halves below 2**52). So S is at
-// most U' = V + width + 2**-22 * (|V| + width + low). Rounding is monotone, f is not negative, and S * f is exact in a
-// double: float(U' * f) is at least the logit, and a row where this is below the floor is below it. A row whose scale is
-// no number is never left out, because comparisons with its bound are false.
+// A state is integers X (two digits each), a row integers W = U - 128, and its logit, by `finish`, is S * f rounded to
+// a float: f = scale / divisor, a float, and S a float near the integer T = sum of W * X, which 32-bit sums hold
+// exactly. The first bits of U give V, the sum in which what is below them stands in the middle of what it could be.
+// What V lacks is a sum of products with X, so by Cauchy and Schwarz |T - V| <= width = rest * length: both are rounded
+// up. S is made of the sums H and L of two digits, T = 256 * H + L, by roundings of 2**-24 each of 256 * H, L and the
+// whole: |S - T| <= 2**-23 * (|T| + |L|), and |L| <= low = 128 * 128 * columns. The slack is twice that, which covers
+// the roundings of this bound itself (2**-53 each; V and `low` are exact, being integers and halves below 2**52). So S
+// is at most U' = V + width + 2**-22 * (|V| + width + low). Rounding is monotone, f is not negative, and S * f is exact
+// in a double: float(U' * f) is at least the logit, and a row where this is below the floor is below it. A row whose
+// scale is no number is never left out, because comparisons with its bound are false.
 //
-// The floor is from logits that are known: one of each of the `best` groups that promise most. These are `best` rows, so
-// the lowest of them is at most the lowest of the `best` highest, and the highest of them at most the highest of all.
+// The floor is from logits that are known: one of each of the `best` groups that promise most. These are `best` rows,
+// so the lowest of them is at most the lowest of the `best` highest, and the highest of them at most the highest of
+// all.
 #include "head.h"
 
 #include <algorithm>
@@ -79,8 +80,8 @@ void Head::begin() {
     next_ = 0;
 }
 
-void Head::multiply(size_t thread, const HeadWeights& weights, const HeadInputs& inputs,
-                    std::span<const Reach> reaches, float* logits) {
+void Head::multiply(size_t thread, const HeadWeights& weights, const HeadInputs& inputs, std::span<const Reach> reaches,
+                    float* logits) {
     const Call call{weights, inputs, reaches, logits};
     if (!leaves_out(call)) return read_all(thread, call);
     const size_t tokens = reaches.size(), threads = pool_.threads();
@@ -124,11 +125,12 @@ void Head::read_all(size_t thread, const Call& call) const {
     for (size_t group = groups_ * thread / pool_.threads(); group < groups_ * (thread + 1) / pool_.threads(); ++group) {
         const Planes planes(call.weights.data, extent, group);
         const size_t first = group * kRows, rows = std::min(kRows, extent.rows - first);
-        for (size_t token = 0, count = 1; token < tokens; token += count, count = std::min(kTokens / 2, tokens - token)) {
+        for (size_t token = 0, count = 1; token < tokens;
+             token += count, count = std::min(kTokens / 2, tokens - token)) {
             const int32_t* starts = call.inputs.starts + 2 * token;
             if (token == 0)
-                kernels_.planes->join(planes.nibbles, planes.bits, planes.next, call.blocks(), call.digits(token), padded,
-                                      starts, sums, bytes);
+                kernels_.planes->join(planes.nibbles, planes.bits, planes.next, call.blocks(), call.digits(token),
+                                      padded, starts, sums, bytes);
             else
                 kernels_.planes->joined(bytes, call.blocks(), call.digits(token), padded, 2 * count, starts, sums);
             for (size_t t = 0; t < count; ++t) {

@@ -15,7 +15,8 @@
 
 namespace bitnet {
 
-// The logits of a token that are wanted: the `best` highest, and all within `margin` of the highest; all where best is 0.
+// The logits of a token that are wanted: the `best` highest, and all within `margin` of the highest; all where best is
+// 0.
 struct Reach {
     size_t best = 0;
     double margin = 0;

@@ -14,8 +14,8 @@ namespace bitnet {
 // Five bits for three digits: for every 12 columns it has 160 bytes, 40 for each 16 rows: a row of 64 numbers of five
 // bits, low bits first, of which number 4 * r + j is the sum of 3 ** f times the digit at column 4 * f + j, f = 0 to 2.
 // Int8 matrices: for every 4 columns a group has 256 bytes, of which byte 4 * r + j is row r at column j.
-// Int8 matrices in planes: a weight plus 128 is a nibble times 16, and four bits, worth 8 to 1, a plane each. All rows of
-// nibbles stand first, then all rows of each plane. For every 128 columns a row has 64 bytes of nibbles, byte i with
+// Int8 matrices in planes: a weight plus 128 is a nibble times 16, and four bits, worth 8 to 1, a plane each. All rows
+// of nibbles stand first, then all rows of each plane. For every 128 columns a row has 64 bytes of nibbles, byte i with
 // column i below column 64 + i; and in each plane 16 bytes, byte i with columns 16 * b + i, b = 0 to 7, at bits
 // (b + plane) % 4 + b / 4 * 4: where planes are laid over one another, the four bits of a column fill a nibble.
 constexpr size_t kRows = 64;
@@ -27,9 +27,13 @@ constexpr size_t kPlanes = 4;      // of bits, below the nibbles
 
 enum class Order : uint8_t { two_bits, five_bits, planes };
 
-constexpr size_t columns_of(Order order) { return order == Order::two_bits ? 16 : order == Order::five_bits ? 12 : 128; }
+constexpr size_t columns_of(Order order) {
+    return order == Order::two_bits ? 16 : order == Order::five_bits ? 12 : 128;
+}
 // Of a block of columns.
-constexpr size_t bytes_of(Order order) { return order == Order::two_bits ? 256 : order == Order::five_bits ? 160 : 8192; }
+constexpr size_t bytes_of(Order order) {
+    return order == Order::two_bits ? 256 : order == Order::five_bits ? 160 : 8192;
+}
 constexpr size_t kPlaneColumns = columns_of(Order::planes);
 
 // The largest number that digits of so many planes hold.
@@ -63,8 +67,8 @@ struct PlaneKernels {
     // Two, four or six tokens: the digits of one to three inputs.
     void (*coarse)(const uint8_t* nibbles, const uint8_t* bits, size_t blocks, const int8_t* x, size_t stride,
                    size_t tokens, int32_t* out);
-    // One more plane of some of 64 rows, for the two digits of an input: out (2, 64) at each of these rows becomes twice
-    // itself plus the sum of the row's bits.
+    // One more plane of some of 64 rows, for the two digits of an input: out (2, 64) at each of these rows becomes
+    // twice itself plus the sum of the row's bits.
     void (*bits)(const uint8_t* bits, size_t plane, size_t blocks, const uint8_t* rows, size_t count, const int8_t* x,
                  size_t stride, int32_t* out);
     // All planes of 64 rows: sums (2, 64) for the two digits of an input, plus `start` times 128; and unless `out` is

@@ -45,8 +45,8 @@ Placed bytes_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, s
             {nb::ndarray<>(data), nb::ndarray<>(scale)}};
 }
 
-Placed planes_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, Array<const float, 2> rest,
-                     size_t rows, size_t columns) {
+Placed planes_matrix(Array<const uint8_t, 1> data, Array<const float, 1> scale, Array<const float, 2> rest, size_t rows,
+                     size_t columns) {
     const Extent extent = extent_of(rows, columns, 1, Order::planes);
     require(columns <= kMostPlaneColumns, "columns: too many for 32-bit sums");
     require_size("data", data.size(), extent.groups() * extent.group_bytes());
@@ -407,8 +407,7 @@ void define_runner(nb::module_& module) {
         .def("merge", &Runner::merge, Released(), "layer"_a, "x"_a.noconvert(), "attended"_a.noconvert())
         .def("feed", &Runner::feed, Released(), "layer"_a, "x"_a.noconvert())
         .def("states", &Runner::states, Released(), "x"_a.noconvert(), "rows"_a.noconvert(), "out"_a.noconvert())
-        .def("head", &Runner::head, Released(), "states"_a.noconvert(), "reaches"_a.noconvert(),
-             "logits"_a.noconvert())
+        .def("head", &Runner::head, Released(), "states"_a.noconvert(), "reaches"_a.noconvert(), "logits"_a.noconvert())
         .def("rows_read", &Runner::rows_read);
 }
 

@@ -53,12 +53,13 @@ void pack_planes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float 
              row < groups * (thread + 1) / pool.threads() * kRows; ++row) {
             scale[row] = 0;
             if (row < extent.rows)
-                scale[row] = int8_row(kernels, rows + row * row_bytes, kind, columns, wide.data() + thread * columns,
-                                      digits);
+                scale[row] =
+                    int8_row(kernels, rows + row * row_bytes, kind, columns, wide.data() + thread * columns, digits);
             else
                 std::memset(digits, 0, columns);
             for (size_t i = 0; i < columns; ++i) numbers[i] = uint8_t(digits[i] + 128);
-            for (size_t i = 0; i < kRests; ++i) rest[i * groups * kRows + row] = length_below(numbers, columns, 15 >> i);
+            for (size_t i = 0; i < kRests; ++i)
+                rest[i * groups * kRows + row] = length_below(numbers, columns, 15 >> i);
             for (size_t block = 0; block < padded / kPlaneColumns; ++block) {
                 const uint8_t* from = numbers + block * kPlaneColumns;
                 place_nibbles(from, out + row * padded / 2 + 64 * block);

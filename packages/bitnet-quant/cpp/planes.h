@@ -26,7 +26,8 @@ struct Planes {
     const uint8_t* bits;
     size_t next;
 
-    Planes(const uint8_t* data, const Extent& extent, size_t group) : next(extent.groups() * kRows * extent.padded() / 8) {
+    Planes(const uint8_t* data, const Extent& extent, size_t group)
+        : next(extent.groups() * kRows * extent.padded() / 8) {
         nibbles = data + group * kRows * extent.padded() / 2;
         bits = data + 4 * next + group * kRows * extent.padded() / 8;
     }

@@ -269,7 +269,8 @@ void attend(const Attention* call) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", Order::two_bits, kTokens,  ternary, nullptr,  nullptr, bytes,  dense, finish,
-                         norm,     largest,         quantize, split,   activate, widen,   narrow, attend, &kPlaneKernels};
+const Kernels kScalar = {"scalar", Order::two_bits, kTokens, ternary, nullptr, nullptr,
+                         bytes,    dense,           finish,  norm,    largest, quantize,
+                         split,    activate,        widen,   narrow,  attend,  &kPlaneKernels};
 
 }  // namespace bitnet

@@ -30,9 +30,20 @@ class Head:
             isa,
             threads,
             _native.Shape(
-                hidden=columns, ffn=1, layers=0, heads=1, kv_heads=1, head_size=1, gate="silu", wide_pages=False,
-                norm_eps=0, sub_norm_eps=0, query_scale=1, embedding_scale=1, residual_scale=1,
-            ),  # fmt: skip
+                hidden=columns,
+                ffn=1,
+                layers=0,
+                heads=1,
+                kv_heads=1,
+                head_size=1,
+                gate="silu",
+                wide_pages=False,
+                norm_eps=0,
+                sub_norm_eps=0,
+                query_scale=1,
+                embedding_scale=1,
+                residual_scale=1,
+            ),
         )
         self._count = count
         stored, size = rows.reshape(-1).view(np.uint8), {"rows": count, "columns": columns}

@@ -68,7 +68,8 @@ struct Case {
 
     void coarse(bool deep) {
         int32_t* out = buffers.out.filled(edge, tokens * kRows, int32_t(0x5a5a5a5a));
-        const std::vector<uint8_t> first(matrix.bits.begin(), matrix.bits.begin() + ptrdiff_t(kRows * matrix.blocks * 16));
+        const std::vector<uint8_t> first(matrix.bits.begin(),
+                                         matrix.bits.begin() + ptrdiff_t(kRows * matrix.blocks * 16));
         kernels.planes->coarse(buffers.nibbles.copy(edge, matrix.nibbles),
                                deep ? buffers.bits.copy(edge, first) : nullptr, matrix.blocks, buffers.x.copy(edge, x),
                                stride, tokens, out);
@@ -96,7 +97,8 @@ struct Case {
 
     void joined(const std::vector<int32_t>& start) {
         const size_t width = matrix.blocks * kPlaneColumns;
-        const uint8_t *nibbles = buffers.nibbles.copy(edge, matrix.nibbles), *planes = buffers.bits.copy(edge, matrix.bits);
+        const uint8_t *nibbles = buffers.nibbles.copy(edge, matrix.nibbles),
+                      *planes = buffers.bits.copy(edge, matrix.bits);
         const int8_t* inputs = buffers.x.copy(edge, x);
         const int32_t* starts = buffers.start.copy(edge, start);
         for (bool kept : {false, true}) {
