@@ -127,43 +127,44 @@ void coarse(const uint8_t* nibbles, const uint8_t* bits, size_t blocks, const in
     }
 }
 
-// Four rows, or one four times.
-[[gnu::noinline]] void bits_rows(const uint8_t* const (&rows)[4], size_t plane, size_t blocks, const int8_t* x,
-                                 size_t stride, int32_t* out) {
+// Four rows, while the four at `ahead` are fetched: they lie apart, and nobody else would know of them.
+[[gnu::noinline]] void bits_rows(const uint8_t* const* rows, const uint8_t* const* ahead, size_t plane, size_t blocks,
+                                 const int8_t* x, size_t stride, int32_t* out) {
     const __m512i one = _mm512_set1_epi8(1), wanted[2] = {wanted_bits(plane, 0), wanted_bits(plane, 1)};
+    const uint8_t* const from[4] = {rows[0], rows[1], rows[2], rows[3]};
     __m512i sums[2][4];
 #pragma GCC unroll 4
     for (size_t r = 0; r < 4; ++r) sums[0][r] = sums[1][r] = _mm512_setzero_si512();
-    for (size_t block = 0; block < blocks; ++block)
+    for (size_t block = 0; block < blocks; ++block) {
+        fetch(ahead[block % 4] + 16 * (block / 4 * 4));
 #pragma GCC unroll 2
         for (size_t half = 0; half < 2; ++half) {
             const int8_t* inputs = x + kPlaneColumns * block + 64 * half;
             const __m512i high = load(inputs), low = load(inputs + stride);
 #pragma GCC unroll 4
             for (size_t r = 0; r < 4; ++r) {
-                const __m512i there = _mm512_and_si512(four_times(rows[r] + 16 * block), wanted[half]);
+                const __m512i there = _mm512_and_si512(four_times(from[r] + 16 * block), wanted[half]);
                 const __m512i weights = _mm512_min_epu8(there, one);
                 sums[0][r] = _mm512_dpbusd_epi32(sums[0][r], weights, high);
                 sums[1][r] = _mm512_dpbusd_epi32(sums[1][r], weights, low);
             }
         }
+    }
 #pragma GCC unroll 2
     for (size_t t = 0; t < 2; ++t) store_sums(out + 4 * t, sums[t][0], sums[t][1], sums[t][2], sums[t][3], 0);
 }
 
-void bits(const uint8_t* bits, size_t plane, size_t blocks, const uint8_t* rows, size_t count, const int8_t* x,
-          size_t stride, int32_t* out) {
+void bits(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks, const int8_t* x, size_t stride,
+          int32_t* out) {
+    constexpr size_t distance = 12;  // rows; a multiple of four
     for (size_t at = 0; at < count; at += 4) {
-        const uint8_t* from[4];
+        const uint8_t* last[4];  // the last four may lack some: one of them instead
+        for (size_t r = 0; r < 4; ++r) last[r] = rows[at + r < count ? at + r : at];
+        const uint8_t* const* ahead = at + distance + 4 <= count ? rows + at + distance : last;
         int32_t found[8];
-        for (size_t r = 0; r < 4; ++r)
-            from[r] = bits + rows[at + r < count ? at + r : at] * (blocks * kPlaneColumns / 8);
-        bits_rows(from, plane, blocks, x, stride, found);
+        bits_rows(last, ahead, plane, blocks, x, stride, found);
         for (size_t r = 0; r < 4 && at + r < count; ++r)
-            for (size_t t = 0; t < 2; ++t) {
-                int32_t& sum = out[t * kRows + rows[at + r]];
-                sum = 2 * sum + found[4 * t + r];
-            }
+            for (size_t t = 0; t < 2; ++t) out[2 * (at + r) + t] = found[4 * t + r];
     }
 }
 

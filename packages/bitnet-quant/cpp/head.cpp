@@ -27,15 +27,7 @@ namespace bitnet {
 namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr size_t kStride = 8;  // groups that a thread takes at a time
-
-void fetch(const uint8_t* from) {
-#if defined(__GNUC__)
-    __builtin_prefetch(from);
-#else
-    (void)from;
-#endif
-}
+constexpr size_t kStride = 8;  // groups whose rows are read on together
 
 // The lowest logit in reach. Less a little, because a sampler may round when it takes the margin off.
 float lowest(double least, double highest, double margin) {
@@ -93,12 +85,8 @@ void Head::multiply(size_t thread, const HeadWeights& weights, const HeadInputs&
     pool_.meet();
     Counts counts{};
     for (size_t group; (group = next_.fetch_add(kStride, std::memory_order_relaxed)) < groups_;)
-        for (size_t token = 0; token < tokens; ++token) {
-            Left left[kStride];
-            for (size_t i = 0; i < std::min(kStride, groups_ - group); ++i) left[i] = choose(call, token, group + i);
-            for (size_t i = 0; i < std::min(kStride, groups_ - group); ++i)
-                refine(call, token, group + i, left[i], counts);
-        }
+        for (size_t token = 0; token < tokens; ++token)
+            refine(call, token, group, std::min(kStride, groups_ - group), counts);
     for (size_t i = 1; i < counts.size(); ++i) counts_[thread][i] += counts[i];
     pool_.meet();
     for (size_t token = thread; token < tokens; token += threads) keep_reach(call, token);
@@ -197,12 +185,26 @@ void Head::read_coarse(size_t thread, const Call& call) {
     }
 }
 
-// One more plane of some rows of a group, into the sums of what was read of them so far.
-void Head::add_plane(const Call& call, size_t token, size_t group, size_t plane, std::span<const uint8_t> rows,
-                     int32_t* sums) const {
-    const Planes planes(call.weights.data, call.weights.extent, group);
-    kernels_.planes->bits(planes.bits + plane * planes.next, plane, call.blocks(), rows.data(), rows.size(),
-                          call.digits(token), call.weights.extent.padded(), sums);
+// One more plane of some rows of groups from `first` on, into the sums of what was read of them so far.
+void Head::add_plane(const Call& call, size_t token, size_t first, size_t plane, std::span<const Left> left,
+                     int32_t (*sums)[2 * kRows]) const {
+    const uint8_t* rows[kStride * kRows];
+    int32_t found[2 * kStride * kRows];
+    const size_t padded = call.weights.extent.padded();
+    size_t count = 0;
+    for (size_t i = 0; i < left.size(); ++i) {
+        const Planes planes(call.weights.data, call.weights.extent, first + i);
+        for (size_t j = 0; j < left[i].count; ++j)
+            rows[count++] = planes.bits + plane * planes.next + left[i].rows[j] * padded / 8;
+    }
+    kernels_.planes->bits(rows, count, plane, call.blocks(), call.digits(token), padded, found);
+    const int32_t* from = found;
+    for (size_t i = 0; i < left.size(); ++i)
+        for (size_t j = 0; j < left[i].count; ++j, from += 2)
+            for (size_t digit = 0; digit < 2; ++digit) {
+                int32_t& sum = sums[i][digit * kRows + left[i].rows[j]];
+                sum = 2 * sum + from[digit];
+            }
 }
 
 // The logits of a group whose sums are complete, as the whole head makes them.
@@ -232,15 +234,19 @@ void Head::find_floor(const Call& call, size_t token) {
 // The logit of the row that promises most in a group, or one below all if it is no number.
 float Head::best_of(const Call& call, size_t token, size_t group) const {
     const size_t rows = std::min(kRows, call.weights.extent.rows - group * kRows);
-    alignas(64) int32_t sums[2 * kRows];
+    alignas(64) int32_t sums[1][2 * kRows];
     alignas(64) float upper[kRows], values[kRows];
-    std::memcpy(sums, sums_ + (group * call.reaches.size() + token) * 2 * kRows, sizeof sums);
-    bound(call, group, token, deep_, sums, upper, values);
-    uint8_t best = 0;
-    while (best + 1u < rows && values[best] != peaks_[at(token, group)]) ++best;
+    copy_sums(call, token, group, sums[0]);
+    bound(call, group, token, deep_, sums[0], upper, values);
+    Left best{{0}, 1};
+    while (best.rows[0] + 1u < rows && values[best.rows[0]] != peaks_[at(token, group)]) ++best.rows[0];
     for (size_t plane = deep_; plane < kPlanes; ++plane) add_plane(call, token, group, plane, {&best, 1}, sums);
-    finish(call, token, group, sums, values);
-    return values[best] > kNothing ? values[best] : kNothing;
+    finish(call, token, group, sums[0], values);
+    return values[best.rows[0]] > kNothing ? values[best.rows[0]] : kNothing;
+}
+
+void Head::copy_sums(const Call& call, size_t token, size_t group, int32_t* to) const {
+    std::memcpy(to, sums_ + (group * call.reaches.size() + token) * 2 * kRows, 2 * kRows * sizeof(int32_t));
 }
 
 void Head::Left::keep(const float* upper, float floor) {
@@ -253,45 +259,52 @@ void Head::Left::keep(const float* upper, float floor) {
     }
 }
 
-// The rows of a group that may be in reach. Where they are few, what is read of them next is fetched meanwhile.
+// The rows of a group that may be in reach.
 Head::Left Head::choose(const Call& call, size_t token, size_t group) const {
-    const Extent& extent = call.weights.extent;
-    Left left{{}, std::min(kRows, extent.rows - group * kRows)};
+    Left left{{}, std::min(kRows, call.weights.extent.rows - group * kRows)};
     std::iota(left.rows, left.rows + left.count, uint8_t(0));
     left.keep(upper_ + at(token, group) * kRows, tokens_[token].floor);
-    if (left.count > kRows / 4) return left;
-    const Planes planes(call.weights.data, extent, group);
-    const size_t row_bytes = extent.padded() / 8;
-    for (size_t i = 0; i < left.count; ++i)
-        for (size_t line = 0; line < row_bytes; line += 64)
-            fetch(planes.bits + deep_ * planes.next + left.rows[i] * row_bytes + line);
     return left;
 }
 
-// Reads these rows as far as they may be in reach.
-void Head::refine(const Call& call, size_t token, size_t group, Left& left, Counts& counts) const {
-    const size_t first = group * kRows, rows = std::min(kRows, call.weights.extent.rows - first);
-    float* out = call.logits + token * call.weights.extent.rows + first;
-    float& peak = peaks_[at(token, group)];
-    std::fill(out, out + rows, kNothing);
+// Reads the rows of some groups as far as they may be in reach: plane by plane, so that many rows come side by side.
+void Head::refine(const Call& call, size_t token, size_t first, size_t groups, Counts& counts) const {
+    alignas(64) int32_t sums[kStride][2 * kRows];
+    alignas(64) float upper[kRows];
+    Left left[kStride];
+    size_t count = 0;
+    for (size_t i = 0; i < groups; ++i) {
+        left[i] = choose(call, token, first + i);
+        count += left[i].count;
+        if (left[i].count) copy_sums(call, token, first + i, sums[i]);
+    }
+    for (size_t plane = deep_; plane < kPlanes && count; ++plane) {
+        add_plane(call, token, first, plane, {left, groups}, sums);
+        counts[1 + plane] += count;
+        if (plane + 1 >= kRests) continue;
+        count = 0;
+        for (size_t i = 0; i < groups; ++i) {
+            if (!left[i].count) continue;
+            bound(call, first + i, token, plane + 1, sums[i], upper, nullptr);
+            left[i].keep(upper, tokens_[token].floor);
+            count += left[i].count;
+        }
+    }
+    for (size_t i = 0; i < groups; ++i) write(call, token, first + i, left[i], sums[i]);
+}
+
+// The logits of rows that were read to their end; the others of the group are out of reach.
+void Head::write(const Call& call, size_t token, size_t group, const Left& left, int32_t* sums) const {
+    const size_t all = call.weights.extent.rows, first = group * kRows;
+    float *out = call.logits + token * all + first, &peak = peaks_[at(token, group)];
+    std::fill(out, out + std::min(kRows, all - first), kNothing);
     peak = kNothing;
     if (!left.count) return;
-    alignas(64) int32_t sums[2 * kRows];
-    alignas(64) float upper[kRows], values[kRows];
-    std::memcpy(sums, sums_ + (group * call.reaches.size() + token) * 2 * kRows, sizeof sums);
-    for (size_t plane = deep_; plane < kPlanes && left.count; ++plane) {
-        add_plane(call, token, group, plane, {left.rows, left.count}, sums);
-        counts[1 + plane] += left.count;
-        if (plane + 1 >= kRests) continue;
-        bound(call, group, token, plane + 1, sums, upper, nullptr);
-        left.keep(upper, tokens_[token].floor);
-    }
-    if (!left.count) return;
+    alignas(64) float values[kRows];
     finish(call, token, group, sums, values);
     for (size_t i = 0; i < left.count; ++i) {
-        const float value = values[left.rows[i]];
-        out[left.rows[i]] = value;
-        peak = std::max(peak, value);
+        out[left.rows[i]] = values[left.rows[i]];
+        peak = std::max(peak, values[left.rows[i]]);
     }
 }
 

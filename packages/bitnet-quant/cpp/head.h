@@ -63,6 +63,14 @@ private:
         double length;  // the root of the sum of the squares of X, or more
         float floor;
     };
+    // Rows of a group that may be in reach.
+    struct Left {
+        uint8_t rows[kRows];
+        size_t count;
+
+        void keep(const float* upper, float floor);
+    };
+
     struct Call {
         const HeadWeights& weights;
         const HeadInputs& inputs;
@@ -72,27 +80,21 @@ private:
         const int8_t* digits(size_t token) const { return inputs.digits + 2 * token * weights.extent.padded(); }
         size_t blocks() const { return weights.extent.padded() / kPlaneColumns; }
     };
-    // Rows of a group that may be in reach.
-    struct Left {
-        uint8_t rows[kRows];
-        size_t count;
-
-        void keep(const float* upper, float floor);
-    };
-
     bool leaves_out(const Call& call) const;
     void read_all(size_t thread, const Call& call) const;
     void measure(const Call& call, size_t token);
     void read_coarse(size_t thread, const Call& call);
     void bound(const Call& call, size_t group, size_t token, size_t level, const int32_t* sums, float* upper,
                float* about) const;
-    void add_plane(const Call& call, size_t token, size_t group, size_t plane, std::span<const uint8_t> rows,
-                   int32_t* sums) const;
+    void add_plane(const Call& call, size_t token, size_t first, size_t plane, std::span<const Left> left,
+                   int32_t (*sums)[2 * kRows]) const;
     void finish(const Call& call, size_t token, size_t group, int32_t* sums, float* values) const;
+    void copy_sums(const Call& call, size_t token, size_t group, int32_t* to) const;
     void find_floor(const Call& call, size_t token);
     float best_of(const Call& call, size_t token, size_t group) const;
     Left choose(const Call& call, size_t token, size_t group) const;
-    void refine(const Call& call, size_t token, size_t group, Left& left, Counts& counts) const;
+    void refine(const Call& call, size_t token, size_t first, size_t groups, Counts& counts) const;
+    void write(const Call& call, size_t token, size_t group, const Left& left, int32_t* sums) const;
     void keep_reach(const Call& call, size_t token);
     size_t at(size_t token, size_t group) const { return token * groups_ + group; }
 

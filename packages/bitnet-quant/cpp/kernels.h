@@ -61,18 +61,16 @@ struct Attention {
 };
 
 // Kernels over int8 matrices in planes; sums are those of unsigned numbers times int8, over `blocks` times 128 columns.
-// Where they take bits, the planes of 64 rows are `next` bytes apart.
 struct PlaneKernels {
     // out (tokens, 64) = the sums of 64 rows of nibbles, or of five bits where `bits`, the first plane, is not null.
     // Two, four or six tokens: the digits of one to three inputs.
     void (*coarse)(const uint8_t* nibbles, const uint8_t* bits, size_t blocks, const int8_t* x, size_t stride,
                    size_t tokens, int32_t* out);
-    // One more plane of some of 64 rows, for the two digits of an input: out (2, 64) at each of these rows becomes
-    // twice itself plus the sum of the row's bits.
-    void (*bits)(const uint8_t* bits, size_t plane, size_t blocks, const uint8_t* rows, size_t count, const int8_t* x,
-                 size_t stride, int32_t* out);
-    // All planes of 64 rows: sums (2, 64) for the two digits of an input, plus `start` times 128; and unless `out` is
-    // null, the rows there as bytes, which are the weights plus 128.
+    // Rows of one plane, wherever they lie, times the two digits of an input: out (count, 2) = the sums of their bits.
+    void (*bits)(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks, const int8_t* x, size_t stride,
+                 int32_t* out);
+    // All planes of 64 rows, those of bits `next` bytes apart: sums (2, 64) for the two digits of an input, plus
+    // `start` times 128; and unless `out` is null, the rows there as bytes, which are the weights plus 128.
     void (*join)(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x,
                  size_t stride, const int32_t* start, int32_t* sums, uint8_t* out);
     // Those bytes times more inputs, two, four or six tokens: out (tokens, 64) = the sums, plus `start` times 128.

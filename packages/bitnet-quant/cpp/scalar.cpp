@@ -100,15 +100,14 @@ void coarse(const uint8_t* nibbles, const uint8_t* bits, size_t blocks, const in
         }
 }
 
-void plane_bits(const uint8_t* bits, size_t plane, size_t blocks, const uint8_t* rows, size_t count, const int8_t* x,
-                size_t stride, int32_t* out) {
-    const size_t columns = blocks * kPlaneColumns;
-    for (size_t token = 0; token < 2; ++token)
-        for (size_t i = 0; i < count; ++i) {
+void plane_bits(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks, const int8_t* x, size_t stride,
+                int32_t* out) {
+    for (size_t row = 0; row < count; ++row)
+        for (size_t token = 0; token < 2; ++token) {
             int32_t sum = 0;
-            for (size_t column = 0; column < columns; ++column)
-                sum += int32_t(bit_at(bits + rows[i] * columns / 8, plane, column)) * x[token * stride + column];
-            out[token * kRows + rows[i]] = 2 * out[token * kRows + rows[i]] + sum;
+            for (size_t column = 0; column < blocks * kPlaneColumns; ++column)
+                sum += int32_t(bit_at(rows[row], plane, column)) * x[token * stride + column];
+            out[2 * row + token] = sum;
         }
 }
 
