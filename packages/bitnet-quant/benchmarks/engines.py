@@ -40,6 +40,7 @@ Engine = tuple[Callable[[np.ndarray], int], Callable[[], None]]
 def ours(path: str, threads: int, how: str) -> Engine:
     import bitnet_core
     from bitnet_core.formats import gguf
+    from bitnet_core.model import Reach
     from bitnet_quant.cpu import load
 
     head, _, isa = how.partition(":")
@@ -47,7 +48,7 @@ def ours(path: str, threads: int, how: str) -> Engine:
     cache = runner.new_cache()
 
     def forward(tokens: np.ndarray) -> int:
-        (logits,) = runner.forward([bitnet_core.Step(tokens, cache)])
+        (logits,) = runner.forward([bitnet_core.Step(tokens, cache, reach=Reach())])
         return int(logits.argmax())
 
     return forward, lambda: cache.truncate(0)

@@ -74,6 +74,5 @@ void attend_over(const Attention& call) {
         for (; row + kLow <= call.rows; row += kLow) page_tile<H, kLow>(call, row, page, keys);
         for (; row < call.rows; ++row) page_tile<H, 1>(call, row, page, keys);
     }
-    for (size_t row = 0; row < call.rows; ++row)
-        divide(call.mixed + row * call.padded, call.padded, call.total[row]);
+    for (size_t row = 0; row < call.rows; ++row) divide(call.mixed + row * call.padded, call.padded, call.total[row]);
 }

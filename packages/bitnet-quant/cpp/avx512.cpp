@@ -342,6 +342,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 
 #include "avx512_attention.h"
 #include "avx512_packing.h"
+#include "avx512_planes.h"
 #include "avx512_spread.h"
 
 }  // namespace
@@ -354,7 +355,7 @@ const Kernels kAvx512Vbmi = {"avx512vbmi",
                              expand,
                              two_bits,
 #else
-const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, nullptr,
+const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr,       nullptr,
 #endif
                              bytes,
                              dense,
@@ -369,6 +370,7 @@ const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, 
                              narrow,
                              attend,
                              unpack_digits,
-                             place};
+                             place,
+                             &kPlaneKernels};
 
 }  // namespace bitnet

@@ -45,7 +45,8 @@ Engine::Engine(const Kernels& kernels, size_t threads, const Shape& shape)
       layers_(shape.layers),
       rows_(threads),
       groups_(threads),
-      scores_(threads) {}
+      scores_(threads),
+      head_(kernels, pool_) {}
 
 void Engine::add_rope(std::vector<double> frequencies, double magnitude) {
     ropes_.push_back({std::move(frequencies), magnitude});
@@ -91,6 +92,8 @@ size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
                            parts.take<int64_t>(queries),
                            parts.take<int64_t>(queries)};
     }
+    const bool planes = head.kind == Matrix::Kind::planes;
+    head_.use(planes ? parts.take<uint8_t>(head_.scratch_bytes(head.extent)) : nullptr, head.extent);
     return parts.used();
 }
 
@@ -364,8 +367,12 @@ void Engine::feed(size_t index, float* x) {
     });
 }
 
-void Engine::head(const Matrix& matrix, const float* states, size_t tokens, float* logits) {
-    const size_t columns = matrix.extent.columns, rows = matrix.extent.rows;
+void Engine::head(const Matrix& matrix, const float* states, std::span<const Reach> reaches, float* logits) {
+    const size_t columns = matrix.extent.columns, rows = matrix.extent.rows, tokens = reaches.size();
+    const bool planes = matrix.kind == Matrix::Kind::planes;
+    const HeadWeights weights{matrix.extent, matrix.data, matrix.scale, matrix.rest};
+    const HeadInputs inputs{inputs_[0].digits, inputs_[0].divisors, inputs_[0].starts};
+    head_.begin();
     pool_.run([&](size_t thread) {
         for (size_t first = 0; first < tokens; first += kChunk) {
             const size_t count = std::min(kChunk, tokens - first);
@@ -374,7 +381,10 @@ void Engine::head(const Matrix& matrix, const float* states, size_t tokens, floa
                 prepare(matrix, inputs_[0], states + (first + token) * columns, token, nullptr);
             pool_.meet();
             const Work work{&matrix, &inputs_[0], logits + first * rows, rows, false};
-            multiply(thread, {&work, 1}, count);
+            if (planes)
+                head_.multiply(thread, weights, inputs, reaches.subspan(first, count), work.out);
+            else
+                multiply(thread, {&work, 1}, count);
             pool_.meet();
         }
     });

@@ -14,17 +14,28 @@ namespace bitnet {
 // Five bits for three digits: for every 12 columns it has 160 bytes, 40 for each 16 rows: a row of 64 numbers of five
 // bits, low bits first, of which number 4 * r + j is the sum of 3 ** f times the digit at column 4 * f + j, f = 0 to 2.
 // Int8 matrices: for every 4 columns a group has 256 bytes, of which byte 4 * r + j is row r at column j.
+// Int8 matrices in planes: a weight plus 128 is a nibble times 16, and four bits, worth 8 to 1, a plane each. All rows
+// of nibbles stand first, then all rows of each plane. For every 128 columns a row has 64 bytes of nibbles, byte i with
+// column i below column 64 + i; and in each plane 16 bytes, byte i with columns 16 * b + i, b = 0 to 7, at bits
+// (b + plane) % 4 + b / 4 * 4: where planes are laid over one another, the four bits of a column fill a nibble.
 constexpr size_t kRows = 64;
 constexpr size_t kColumns = 16;    // that int8 matrices are padded to
 constexpr size_t kTokens = 6;      // the most tokens of a tile
 constexpr size_t kMost = 12;       // the most of a tile that is ternary, in any table
 constexpr size_t kPositions = 32;  // of a page
 constexpr size_t kHead = 256;      // the largest head
+constexpr size_t kPlanes = 4;      // of bits, below the nibbles
 
-enum class Order : uint8_t { two_bits, five_bits };
+enum class Order : uint8_t { two_bits, five_bits, planes };
 
-constexpr size_t columns_of(Order order) { return order == Order::two_bits ? 16 : 12; }
-constexpr size_t bytes_of(Order order) { return order == Order::two_bits ? 256 : 160; }  // of a block of columns
+constexpr size_t columns_of(Order order) {
+    return order == Order::two_bits ? 16 : order == Order::five_bits ? 12 : 128;
+}
+// Of a block of columns.
+constexpr size_t bytes_of(Order order) {
+    return order == Order::two_bits ? 256 : order == Order::five_bits ? 160 : 8192;
+}
+constexpr size_t kPlaneColumns = columns_of(Order::planes);
 
 // The largest number that digits of so many planes hold.
 constexpr float largest_of(size_t planes) { return planes == 1 ? 127.0f : planes == 2 ? 32639.0f : 8355711.0f; }
@@ -66,6 +77,24 @@ struct Attention {
     float* weights;  // (rows, kPositions), scratch
     float* peak;     // (rows), scratch
     float* total;    // (rows), scratch
+};
+
+// Kernels over int8 matrices in planes; sums are those of unsigned numbers times int8, over `blocks` times 128 columns.
+struct PlaneKernels {
+    // out (tokens, 64) = the sums of 64 rows of nibbles, or of five bits where `bits`, the first plane, is not null.
+    // Two, four or six tokens: the digits of one to three inputs.
+    void (*coarse)(const uint8_t* nibbles, const uint8_t* bits, size_t blocks, const int8_t* x, size_t stride,
+                   size_t tokens, int32_t* out);
+    // Rows of one plane, wherever they lie, times the two digits of an input: out (count, 2) = the sums of their bits.
+    void (*bits)(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks, const int8_t* x, size_t stride,
+                 int32_t* out);
+    // All planes of 64 rows, those of bits `next` bytes apart: sums (2, 64) for the two digits of an input, plus
+    // `start` times 128; and unless `out` is null, the rows there as bytes, which are the weights plus 128.
+    void (*join)(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x,
+                 size_t stride, const int32_t* start, int32_t* sums, uint8_t* out);
+    // Those bytes times more inputs, two, four or six tokens: out (tokens, 64) = the sums, plus `start` times 128.
+    void (*joined)(const uint8_t* rows, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
+                   const int32_t* start, int32_t* out);
 };
 
 struct Kernels {
@@ -118,6 +147,8 @@ struct Kernels {
     // Digits of 16 rows, `stride` apart, into their quarter of a group in this table's order; `columns` are of whole
     // blocks, and 4 bytes behind each row may be read. Gives what is not zero if a digit is 3.
     uint32_t (*place)(const uint8_t* digits, size_t stride, size_t columns, uint8_t* out);
+
+    const PlaneKernels* planes = nullptr;  // where int8 matrices are read in part only
 };
 
 extern const Kernels kScalar;

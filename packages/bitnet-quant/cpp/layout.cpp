@@ -81,6 +81,16 @@ bool pack_ternary(Pool& pool, const Kernels& kernels, Wire wire, const Stored& f
     return sound.load();
 }
 
+float int8_row(const Kernels& kernels, const uint8_t* row, Float kind, size_t columns, float* values, int8_t* out) {
+    kernels.widen(row, kind, 1.0f, columns, values);
+    const float largest = kernels.largest(values, columns);
+    if (largest > 0)
+        kernels.quantize(values, 127.0f / largest, columns, out);
+    else
+        std::memset(out, 0, columns);
+    return largest / 127.0f;
+}
+
 void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, size_t count, size_t columns,
                 int8_t* out, float* scale) {
     const size_t padded = (columns + kColumns - 1) / kColumns * kColumns, groups = (count + kRows - 1) / kRows;
@@ -94,12 +104,7 @@ void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float k
              row < groups * (thread + 1) / pool.threads() * kRows; ++row) {
             std::memset(digits, 0, padded);
             scale[row] = 0;
-            if (row < count) {
-                kernels.widen(rows + row * row_bytes, kind, 1.0f, columns, values);
-                const float largest = kernels.largest(values, columns);
-                scale[row] = largest / 127.0f;
-                if (largest > 0) kernels.quantize(values, 127.0f / largest, columns, digits);
-            }
+            if (row < count) scale[row] = int8_row(kernels, rows + row * row_bytes, kind, columns, values, digits);
             int8_t* at = out + row / kRows * kRows * padded + row % kRows * 4;
             for (size_t column = 0; column < padded; column += 4, at += 4 * kRows) std::memcpy(at, digits + column, 4);
         }

@@ -44,6 +44,9 @@ bool pack_ternary(Pool& pool, const Kernels& kernels, Wire wire, const Stored& f
 void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, size_t count, size_t columns,
                 int8_t* out, float* scale);
 
+// A row of floats as int8: gives the scale, which is the largest magnitude over 127. `values` is scratch of its length.
+float int8_row(const Kernels& kernels, const uint8_t* row, Float kind, size_t columns, float* values, int8_t* out);
+
 // One row of a packed matrix as floats, times a factor.
 void unpack_row(const uint8_t* packed, const Extent& extent, const float* scale, bool scale_each, size_t row,
                 float factor, float* out);

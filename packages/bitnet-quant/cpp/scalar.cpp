@@ -75,6 +75,72 @@ void bytes(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, 
         }
 }
 
+// Column `column` of a row of nibbles, and of a row of a plane.
+unsigned nibble_at(const uint8_t* row, size_t column) {
+    return row[column / 128 * 64 + column % 64] >> (column % 128 / 64 * 4) & 15;
+}
+
+unsigned bit_at(const uint8_t* row, size_t plane, size_t column) {
+    const size_t b = column % 128 / 16;
+    return row[column / 128 * 16 + column % 16] >> ((b + plane) % 4 + b / 4 * 4) & 1;
+}
+
+void coarse(const uint8_t* nibbles, const uint8_t* bits, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
+            int32_t* out) {
+    const size_t columns = blocks * kPlaneColumns;
+    for (size_t token = 0; token < tokens; ++token)
+        for (size_t row = 0; row < kRows; ++row) {
+            int32_t sum = 0;
+            for (size_t column = 0; column < columns; ++column) {
+                unsigned number = nibble_at(nibbles + row * columns / 2, column);
+                if (bits) number = 2 * number + bit_at(bits + row * columns / 8, 0, column);
+                sum += int32_t(number) * x[token * stride + column];
+            }
+            out[token * kRows + row] = sum;
+        }
+}
+
+void plane_bits(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks, const int8_t* x, size_t stride,
+                int32_t* out) {
+    for (size_t row = 0; row < count; ++row)
+        for (size_t token = 0; token < 2; ++token) {
+            int32_t sum = 0;
+            for (size_t column = 0; column < blocks * kPlaneColumns; ++column)
+                sum += int32_t(bit_at(rows[row], plane, column)) * x[token * stride + column];
+            out[2 * row + token] = sum;
+        }
+}
+
+void joined(const uint8_t* rows, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
+            int32_t* out) {
+    const size_t columns = blocks * kPlaneColumns;
+    for (size_t token = 0; token < tokens; ++token)
+        for (size_t row = 0; row < kRows; ++row) {
+            int32_t sum = start[token] * 128;
+            for (size_t column = 0; column < columns; ++column)
+                sum += rows[row * columns + column] * x[token * stride + column];
+            out[token * kRows + row] = sum;
+        }
+}
+
+void join(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
+          const int32_t* start, int32_t* sums, uint8_t* out) {
+    const size_t columns = blocks * kPlaneColumns;
+    for (size_t row = 0; row < kRows; ++row) {
+        int32_t found[2] = {start[0] * 128, start[1] * 128};
+        for (size_t column = 0; column < columns; ++column) {
+            unsigned number = nibble_at(nibbles + row * columns / 2, column);
+            for (size_t plane = 0; plane < kPlanes; ++plane)
+                number = 2 * number + bit_at(bits + plane * next + row * columns / 8, plane, column);
+            if (out) out[row * columns + column] = uint8_t(number);
+            for (size_t digit = 0; digit < 2; ++digit) found[digit] += int32_t(number) * x[digit * stride + column];
+        }
+        for (size_t digit = 0; digit < 2; ++digit) sums[digit * kRows + row] = found[digit];
+    }
+}
+
+constexpr PlaneKernels kPlaneKernels = {coarse, plane_bits, join, joined};
+
 void dense(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_t columns, const float* x,
            size_t stride, size_t tokens, float* out) {
     for (size_t token = 0; token < tokens; ++token)
@@ -238,6 +304,6 @@ uint32_t place(const uint8_t* digits, size_t stride, size_t columns, uint8_t* ou
 
 const Kernels kScalar = {"scalar", Order::two_bits, kTokens, ternary, nullptr,       nullptr,  bytes,
                          dense,    spread,          finish,  norm,    largest,       quantize, split,
-                         activate, widen,           narrow,  attend,  unpack_digits, place};
+                         activate, widen,           narrow,  attend,  unpack_digits, place,    &kPlaneKernels};
 
 }  // namespace bitnet

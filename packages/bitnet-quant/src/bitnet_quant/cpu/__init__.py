@@ -39,14 +39,15 @@ def load(
     *,
     memory: Pool | None = None,
     threads: int | None = None,
-    head: Literal["f16", "int8"] = "f16",
+    head: Literal["f16", "int8"] = "int8",
     kv: Literal["f16", "f32", "int8"] = "f16",
     isa: str | None = None,
 ) -> Runner:
     """The model on this processor; weights, pages and scratch are taken from `memory`.
 
     `threads`: how many work together, by default one for each core that may be used, and fewer for a small model.
-    `head`: the output head as stored, or as int8 with a scale a row: half the bytes, and nearly the same logits.
+    `head`: the output head as int8 with a scale a row, half the bytes and nearly the same logits, of which steps with
+    a reach read only what they need; or as it is stored.
     `kv`: how keys and values are held; int8 has a scale for each key and each value of each head.
     `isa`: the instruction set, by default what BITNET_ISA names, or the best.
     """

@@ -97,9 +97,10 @@ class CpuOperations:
         return states
 
     def head(self, states: Array, reaches: Sequence[Reach | None]) -> Array:
-        del reaches  # every row is read
         logits = np.empty((len(states), self.spec.vocab_size), np.float32)
-        self._open().head(np.ascontiguousarray(states * np.float32(self.spec.logit_scale)), logits)
+        wanted = [(0, 0) if reach is None else (reach.best, reach.margin) for reach in reaches]
+        scaled = np.ascontiguousarray(states * np.float32(self.spec.logit_scale))
+        self._open().head(scaled, np.array(wanted, np.float64).reshape(-1, 2), logits)
         return logits
 
     def _open(self) -> _native.Engine:
