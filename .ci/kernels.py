@@ -41,7 +41,7 @@ if not _native.__file__.startswith(folder):
 import pytest
 sys.exit(pytest.main(arguments))
 """
-TESTS = "TestAsLoadedByDefault or TestWithInt8Pages or test_packing"
+TESTS = "TestAsLoadedByDefault or TestWithHalfPages or TestWithInt8Pages or test_packing"
 # Each processor, and the tables that must be found there.
 PROCESSORS = {
     "max": "i8mm,dotprod,neon,scalar",

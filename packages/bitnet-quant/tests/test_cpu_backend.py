@@ -57,9 +57,17 @@ class TestAvx512Vbmi(_OnOneSet):
 
 
 class TestAsLoadedByDefault(BackendSuite):
-    """Half-precision pages move activations over the edges of their steps more often, and the head has 255 steps."""
+    """The head has 255 steps."""
 
     backend = BACKEND
+    tolerance = 0.1
+
+
+class TestWithHalfPages(BackendSuite):
+    """They move activations over the edges of their steps more often."""
+
+    backend = BACKEND
+    options: ClassVar[dict[str, Any]] = {"kv": "f16"}
     tolerance = 0.15
 
 
@@ -172,6 +180,14 @@ def test_int8_pages_take_little_more_than_half_of_the_memory(size: int) -> None:
     assert _native.head_bytes(size, "int8") <= 0.54 * _native.head_bytes(size, "f16")
 
 
+@pytest.mark.parametrize(("layers", "held"), [(128, "f32"), (129, "f16")])
+def test_pages_are_exact_by_default_where_a_token_takes_little(layers: int, held: str) -> None:
+    spec = tiny_spec(layers=layers, hidden_size=16, ffn_size=16, heads=1, kv_heads=1, head_size=16)
+    model = random_model(spec)
+    chosen, named = (BACKEND.load(model, **options).layout for options in ({}, {"kv": held}))
+    assert chosen == named
+
+
 def test_many_runners_work_at_once() -> None:
     model = random_model(tiny_spec())
     tokens = some_tokens(model.spec, 30)
@@ -270,7 +286,7 @@ def test_an_instruction_set_that_is_not_there_is_refused_in_a_sentence(monkeypat
     [
         ({"threads": 0}, "threads: expected 1 or more"),
         ({"head": "f8"}, "head to be f16"),
-        ({"kv": "f8"}, "kv to be f16, f32 or int8"),
+        ({"kv": "f8"}, "kv to be auto, f16, f32 or int8"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
