@@ -33,18 +33,23 @@ constexpr Meaning make_meaning() {
 
 alignas(64) constexpr Meaning kMeaning = make_meaning();
 
-// All planes of 64 columns as bytes.
-__m512i joined_bytes(__m512i nibbles, const uint8_t* bits, size_t next, size_t half) {
-    __m512i there = _mm512_and_si512(four_times(bits), wanted_bits(0, half));
-#pragma GCC unroll 4
-    for (size_t plane = 1; plane < kPlanes; ++plane)
-        there = _mm512_ternarylogic_epi32(there, four_times(bits + plane * next), wanted_bits(plane, half),
-                                          0xf8);  // the first, or both others
-    if (half) there = _mm512_srli_epi16(there, 4);
-    const __m512i above = half ? nibbles : _mm512_slli_epi16(nibbles, 4);
-    const __m512i below = _mm512_shuffle_epi8(load(kMeaning.values), there);
-    return _mm512_ternarylogic_epi32(above, _mm512_set1_epi8(15), below,
-                                     0xba);  // the first without the second, or the third
+__m512i chosen(__m512i mask, __m512i a, __m512i b) {  // the bits of a where the mask has them, else those of b
+    return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
+}
+
+// All planes of 128 columns as bytes, the first and the last 64.
+struct Joined {
+    __m512i halves[2];
+};
+
+Joined join_block(const uint8_t* nibbles, const uint8_t* bits, size_t next) {
+    const auto wanted = [](size_t plane) { return _mm512_or_si512(wanted_bits(plane, 0), wanted_bits(plane, 1)); };
+    const __m512i first = chosen(wanted(0), four_times(bits), four_times(bits + next));
+    const __m512i last = chosen(wanted(2), four_times(bits + 2 * next), four_times(bits + 3 * next));
+    const __m512i there = chosen(_mm512_or_si512(wanted(0), wanted(1)), first, last);
+    const __m512i above = load(nibbles), meaning = load(kMeaning.values), fifteen = _mm512_set1_epi8(15);
+    return {{chosen(fifteen, _mm512_shuffle_epi8(meaning, nibbles_of(there, 0)), _mm512_slli_epi16(above, 4)),
+             chosen(fifteen, _mm512_shuffle_epi8(meaning, nibbles_of(there, 1)), above)}};
 }
 
 // The sums of four vectors, stored side by side.
@@ -168,49 +173,83 @@ void bits(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks,
     }
 }
 
-template <bool kept>
-[[gnu::noinline]] void join_rows(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks,
-                                 const int8_t* x, size_t stride, const int32_t* start, int32_t* sums, uint8_t* out) {
-    const size_t row_bytes = blocks * kPlaneColumns;
+// Four rows times the two digits of one token, one row after the other.
+[[gnu::noinline]] void join_pair(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks,
+                                 const int8_t* x, size_t stride, const int32_t* start, int32_t* sums) {
     __m512i found[2][4];
 #pragma GCC unroll 4
-    for (size_t r = 0; r < 4; ++r) found[0][r] = found[1][r] = _mm512_setzero_si512();
-    for (size_t block = 0; block < blocks; ++block)
+    for (size_t r = 0; r < 4; ++r) {
+        const uint8_t *above = nibbles + 64 * r * blocks, *below = bits + 16 * r * blocks;
+        __m512i parts[2][2];  // of each half, so that no sum waits for itself
 #pragma GCC unroll 2
-        for (size_t half = 0; half < 2; ++half) {
-            const size_t column = kPlaneColumns * block + 64 * half;
-            const __m512i high = load(x + column), low = load(x + stride + column);
-#pragma GCC unroll 4
-            for (size_t r = 0; r < 4; ++r) {
-                const uint8_t* above = nibbles + r * row_bytes / 2 + 64 * block;
-                const uint8_t* below = bits + r * row_bytes / 8 + 16 * block;
-                if (half == 0) {
-                    fetch(above + kAhead);
-                    fetch(below + block % 4 * next + kAhead / 4);
-                }
-                const __m512i weights = joined_bytes(load(above), below, next, half);
-                if (kept) _mm512_storeu_si512(out + r * row_bytes + column, weights);
-                found[0][r] = _mm512_dpbusd_epi32(found[0][r], weights, high);
-                found[1][r] = _mm512_dpbusd_epi32(found[1][r], weights, low);
-            }
+        for (size_t half = 0; half < 2; ++half) parts[half][0] = parts[half][1] = _mm512_setzero_si512();
+        for (size_t block = 0; block < blocks; ++block) {
+            fetch(above + 64 * block + kAhead);
+            fetch(below + 16 * block + block % 4 * next + kAhead / 4);
+            const Joined weights = join_block(above + 64 * block, below + 16 * block, next);
+#pragma GCC unroll 2
+            for (size_t half = 0; half < 2; ++half)
+#pragma GCC unroll 2
+                for (size_t t = 0; t < 2; ++t)
+                    parts[half][t] = _mm512_dpbusd_epi32(parts[half][t], weights.halves[half],
+                                                         load(x + t * stride + kPlaneColumns * block + 64 * half));
         }
+#pragma GCC unroll 2
+        for (size_t t = 0; t < 2; ++t) found[t][r] = _mm512_add_epi32(parts[0][t], parts[1][t]);
+    }
 #pragma GCC unroll 2
     for (size_t t = 0; t < 2; ++t)
         store_sums(sums + t * kRows, found[t][0], found[t][1], found[t][2], found[t][3], start[t] * 128);
 }
 
-void join(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
-          const int32_t* start, int32_t* sums, uint8_t* out) {
-    const size_t bytes = blocks * kPlaneColumns / 8;
-    for (size_t row = 0; row < kRows; row += 4)
-        if (out)
-            join_rows<true>(nibbles + 4 * row * bytes, bits + row * bytes, next, blocks, x, stride, start, sums + row,
-                            out + 8 * row * bytes);
-        else
-            join_rows<false>(nibbles + 4 * row * bytes, bits + row * bytes, next, blocks, x, stride, start, sums + row,
-                             nullptr);
+// Four rows side by side, times more; if there are more tokens than these, the rows are kept as bytes.
+template <size_t T, bool kept>
+[[gnu::noinline]] void join_rows(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks,
+                                 const int8_t* x, size_t stride, const int32_t* start, int32_t* sums, uint8_t* out) {
+    const size_t columns = blocks * kPlaneColumns;
+    __m512i found[T][4];
+#pragma GCC unroll 6
+    for (size_t t = 0; t < T; ++t)
+#pragma GCC unroll 4
+        for (size_t r = 0; r < 4; ++r) found[t][r] = _mm512_setzero_si512();
+    for (size_t block = 0; block < blocks; ++block) {
+        Joined weights[4];
+#pragma GCC unroll 4
+        for (size_t r = 0; r < 4; ++r) {
+            const uint8_t *above = nibbles + 64 * (r * blocks + block), *below = bits + 16 * (r * blocks + block);
+            fetch(above + kAhead);
+            fetch(below + block % 4 * next + kAhead / 4);
+            weights[r] = join_block(above, below, next);
+            if (!kept) continue;
+            _mm512_storeu_si512(out + r * columns + kPlaneColumns * block, weights[r].halves[0]);
+            _mm512_storeu_si512(out + r * columns + kPlaneColumns * block + 64, weights[r].halves[1]);
+        }
+#pragma GCC unroll 2
+        for (size_t half = 0; half < 2; ++half)
+#pragma GCC unroll 6
+            for (size_t t = 0; t < T; ++t) {
+                const __m512i inputs = load(x + t * stride + kPlaneColumns * block + 64 * half);
+#pragma GCC unroll 4
+                for (size_t r = 0; r < 4; ++r)
+                    found[t][r] = _mm512_dpbusd_epi32(found[t][r], weights[r].halves[half], inputs);
+            }
+    }
+#pragma GCC unroll 6
+    for (size_t t = 0; t < T; ++t)
+        store_sums(sums + t * kRows, found[t][0], found[t][1], found[t][2], found[t][3], start[t] * 128);
 }
 
+template <bool kept>
+void join_tile(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
+               size_t tokens, const int32_t* start, int32_t* sums, uint8_t* out) {
+    switch (tokens) {
+        case 2: return join_pair(nibbles, bits, next, blocks, x, stride, start, sums);
+        case 4: return join_rows<4, kept>(nibbles, bits, next, blocks, x, stride, start, sums, out);
+        case 6: return join_rows<6, kept>(nibbles, bits, next, blocks, x, stride, start, sums, out);
+    }
+}
+
+// Rows that were kept.
 template <size_t T>
 [[gnu::noinline]] void joined_rows(const uint8_t* rows, size_t columns, const int8_t* x, size_t stride,
                                    const int32_t* start, int32_t* out) {
@@ -235,20 +274,36 @@ template <size_t T>
         store_sums(out + t * kRows, sums[t][0], sums[t][1], sums[t][2], sums[t][3], start[t] * 128);
 }
 
-template <size_t T>
-void joined_tile(const uint8_t* rows, size_t columns, const int8_t* x, size_t stride, const int32_t* start,
-                 int32_t* out) {
-    for (size_t row = 0; row < kRows; row += 4)
-        joined_rows<T>(rows + row * columns, columns, x, stride, start, out + row);
-}
-
-void joined(const uint8_t* rows, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
-            int32_t* out) {
+void joined_tile(const uint8_t* rows, size_t columns, const int8_t* x, size_t stride, size_t tokens,
+                 const int32_t* start, int32_t* sums) {
     switch (tokens) {
-        case 2: return joined_tile<2>(rows, blocks * kPlaneColumns, x, stride, start, out);
-        case 4: return joined_tile<4>(rows, blocks * kPlaneColumns, x, stride, start, out);
-        case 6: return joined_tile<6>(rows, blocks * kPlaneColumns, x, stride, start, out);
+        case 2: return joined_rows<2>(rows, columns, x, stride, start, sums);
+        case 4: return joined_rows<4>(rows, columns, x, stride, start, sums);
+        case 6: return joined_rows<6>(rows, columns, x, stride, start, sums);
     }
 }
 
-constexpr PlaneKernels kPlaneKernels = {coarse, bits, join, joined};
+// The first tile of tokens joins the planes; for the others, eight rows stay in the nearest cache as bytes.
+void whole(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
+           size_t tokens, const int32_t* start, int32_t* sums, uint8_t* scratch) {
+    const size_t columns = blocks * kPlaneColumns, tiles = (tokens + kTokens - 1) / kTokens;
+    const size_t tile = (tokens / 2 + tiles - 1) / tiles * 2;
+    for (size_t row = 0; row < kRows; row += kWholeRows)
+        for (size_t token = 0; token < tokens; token += tile)
+            for (size_t r = 0; r < kWholeRows; r += 4) {
+                const size_t count = token + tile < tokens ? tile : tokens - token;
+                const uint8_t *above = nibbles + (row + r) * columns / 2, *below = bits + (row + r) * columns / 8;
+                uint8_t* bytes = scratch + r * columns;
+                int32_t* out = sums + token * kRows + row + r;
+                if (token)
+                    joined_tile(bytes, columns, x + token * stride, stride, count, start + token, out);
+                else if (tiles > 1)
+                    join_tile<true>(above, below, next, blocks, x, stride, count, start, out, bytes);
+                else
+                    join_tile<false>(above, below, next, blocks, x, stride, count, start, out, nullptr);
+            }
+}
+
+#include "planes_packing.h"
+
+constexpr PlaneKernels kPlaneKernels = {coarse, bits, whole, place_planes};

@@ -27,7 +27,8 @@ namespace bitnet {
 namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr size_t kStride = 8;  // groups whose rows are read on together
+constexpr size_t kStride = 8;   // groups whose rows are read on together
+constexpr size_t kShared = 64;  // tokens that share a reading of all rows
 
 // The lowest logit in reach. Less a little, because a sampler may round when it takes the margin off.
 float lowest(double least, double highest, double margin) {
@@ -42,7 +43,7 @@ Head::Head(const Kernels& kernels, Pool& pool) : kernels_(kernels), pool_(pool),
 
 size_t Head::scratch_bytes(const Extent& extent) const {
     const size_t groups = extent.groups(), tokens = tokens_.size();
-    return tokens * groups * (3 * kRows + 2) * 4 + pool_.threads() * kRows * extent.padded() + 64;
+    return tokens * groups * (3 * kRows + 2) * 4 + pool_.threads() * kWholeRows * extent.padded() + 64;
 }
 
 void Head::use(uint8_t* scratch, const Extent& extent) {
@@ -50,7 +51,7 @@ void Head::use(uint8_t* scratch, const Extent& extent) {
     if (!scratch) return;
     const size_t tokens = tokens_.size();
     joined_ = scratch;
-    sums_ = reinterpret_cast<int32_t*>(joined_ + pool_.threads() * kRows * extent.padded());
+    sums_ = reinterpret_cast<int32_t*>(joined_ + pool_.threads() * kWholeRows * extent.padded());
     upper_ = reinterpret_cast<float*>(sums_ + tokens * groups_ * 2 * kRows);
     peaks_ = upper_ + tokens * groups_ * kRows;
     order_ = reinterpret_cast<uint32_t*>(peaks_ + tokens * groups_);
@@ -103,24 +104,20 @@ bool Head::leaves_out(const Call& call) const {
     return true;
 }
 
-// Every row for every token: a group's planes are read once, and its bytes made if there are tokens to share them.
+// Every row for every token.
 void Head::read_all(size_t thread, const Call& call) const {
     const Extent& extent = call.weights.extent;
     const size_t tokens = call.reaches.size(), padded = extent.padded();
-    uint8_t* bytes = tokens > 1 ? joined_ + thread * kRows * padded : nullptr;
-    alignas(64) int32_t sums[kTokens * kRows];
+    alignas(64) int32_t sums[2 * kShared * kRows];
     alignas(64) float values[kRows];
     for (size_t group = groups_ * thread / pool_.threads(); group < groups_ * (thread + 1) / pool_.threads(); ++group) {
         const Planes planes(call.weights.data, extent, group);
         const size_t first = group * kRows, rows = std::min(kRows, extent.rows - first);
-        for (size_t token = 0, count = 1; token < tokens;
-             token += count, count = std::min(kTokens / 2, tokens - token)) {
-            const int32_t* starts = call.inputs.starts + 2 * token;
-            if (token == 0)
-                kernels_.planes->join(planes.nibbles, planes.bits, planes.next, call.blocks(), call.digits(token),
-                                      padded, starts, sums, bytes);
-            else
-                kernels_.planes->joined(bytes, call.blocks(), call.digits(token), padded, 2 * count, starts, sums);
+        for (size_t token = 0; token < tokens; token += kShared) {
+            const size_t count = std::min(kShared, tokens - token);
+            kernels_.planes->whole(planes.nibbles, planes.bits, planes.next, call.blocks(), call.digits(token), padded,
+                                   2 * count, call.inputs.starts + 2 * token, sums,
+                                   joined_ + thread * kWholeRows * padded);
             for (size_t t = 0; t < count; ++t) {
                 kernels_.finish(sums + t * 2 * kRows, 2, call.weights.scale + first, 1, call.inputs.divisors[token + t],
                                 false, values);

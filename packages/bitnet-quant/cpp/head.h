@@ -105,7 +105,7 @@ private:
     float* upper_ = nullptr;     // (tokens, groups, 64): no logit is higher
     float* peaks_ = nullptr;     // (tokens, groups): what the highest logit is about, then what it is
     uint32_t* order_ = nullptr;  // (tokens, groups), scratch
-    uint8_t* joined_ = nullptr;  // (threads, 64, padded)
+    uint8_t* joined_ = nullptr;  // (threads, kWholeRows, padded)
     std::array<Token, 8> tokens_{};
     std::vector<Counts> counts_;  // of each thread
     std::atomic<size_t> next_{0};

@@ -25,6 +25,7 @@ constexpr size_t kMost = 12;       // the most of a tile that is ternary, in any
 constexpr size_t kPositions = 32;  // of a page
 constexpr size_t kHead = 256;      // the largest head
 constexpr size_t kPlanes = 4;      // of bits, below the nibbles
+constexpr size_t kWholeRows = 8;   // whose planes are joined at once
 
 enum class Order : uint8_t { two_bits, five_bits, planes };
 
@@ -88,13 +89,14 @@ struct PlaneKernels {
     // Rows of one plane, wherever they lie, times the two digits of an input: out (count, 2) = the sums of their bits.
     void (*bits)(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks, const int8_t* x, size_t stride,
                  int32_t* out);
-    // All planes of 64 rows, those of bits `next` bytes apart: sums (2, 64) for the two digits of an input, plus
-    // `start` times 128; and unless `out` is null, the rows there as bytes, which are the weights plus 128.
-    void (*join)(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x,
-                 size_t stride, const int32_t* start, int32_t* sums, uint8_t* out);
-    // Those bytes times more inputs, two, four or six tokens: out (tokens, 64) = the sums, plus `start` times 128.
-    void (*joined)(const uint8_t* rows, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
-                   const int32_t* start, int32_t* out);
+    // All planes of 64 rows, those of bits `next` bytes apart, times an even number of tokens: sums (tokens, 64), plus
+    // `start` times 128. `scratch` has kWholeRows rows of bytes.
+    void (*whole)(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x,
+                  size_t stride, size_t tokens, const int32_t* start, int32_t* sums, uint8_t* scratch);
+    // A row of numbers into the planes, the bits `next` bytes apart; squares (kPlanes) = the sums of squares of 2 * n -
+    // m, where n is what a number has below its first 4 + i bits, and m the most that this can be.
+    void (*place)(const uint8_t* numbers, size_t blocks, size_t next, uint8_t* nibbles, uint8_t* bits,
+                  int64_t* squares);
 };
 
 struct Kernels {

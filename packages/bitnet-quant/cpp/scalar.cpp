@@ -111,35 +111,27 @@ void plane_bits(const uint8_t* const* rows, size_t count, size_t plane, size_t b
         }
 }
 
-void joined(const uint8_t* rows, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
-            int32_t* out) {
-    const size_t columns = blocks * kPlaneColumns;
-    for (size_t token = 0; token < tokens; ++token)
-        for (size_t row = 0; row < kRows; ++row) {
-            int32_t sum = start[token] * 128;
-            for (size_t column = 0; column < columns; ++column)
-                sum += rows[row * columns + column] * x[token * stride + column];
-            out[token * kRows + row] = sum;
-        }
-}
-
-void join(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
-          const int32_t* start, int32_t* sums, uint8_t* out) {
+void whole(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
+           size_t tokens, const int32_t* start, int32_t* sums, uint8_t* scratch) {
     const size_t columns = blocks * kPlaneColumns;
     for (size_t row = 0; row < kRows; ++row) {
-        int32_t found[2] = {start[0] * 128, start[1] * 128};
         for (size_t column = 0; column < columns; ++column) {
             unsigned number = nibble_at(nibbles + row * columns / 2, column);
             for (size_t plane = 0; plane < kPlanes; ++plane)
                 number = 2 * number + bit_at(bits + plane * next + row * columns / 8, plane, column);
-            if (out) out[row * columns + column] = uint8_t(number);
-            for (size_t digit = 0; digit < 2; ++digit) found[digit] += int32_t(number) * x[digit * stride + column];
+            scratch[column] = uint8_t(number);
         }
-        for (size_t digit = 0; digit < 2; ++digit) sums[digit * kRows + row] = found[digit];
+        for (size_t token = 0; token < tokens; ++token) {
+            int32_t sum = start[token] * 128;
+            for (size_t column = 0; column < columns; ++column) sum += scratch[column] * x[token * stride + column];
+            sums[token * kRows + row] = sum;
+        }
     }
 }
 
-constexpr PlaneKernels kPlaneKernels = {coarse, plane_bits, join, joined};
+#include "planes_packing.h"
+
+constexpr PlaneKernels kPlaneKernels = {coarse, plane_bits, whole, place_planes};
 
 void dense(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_t columns, const float* x,
            size_t stride, size_t tokens, float* out) {

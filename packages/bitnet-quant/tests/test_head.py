@@ -48,7 +48,7 @@ class Head:
         )
         self._count = count
         stored, size = rows.reshape(-1).view(np.uint8), {"rows": count, "columns": columns}
-        placed, unit = -(-count // 64) * 64, 128 if in_planes else 16
+        placed, unit = -(-count // 64) * 64, _native.PLANE_COLUMNS if in_planes else 16
         data, scale = np.empty(placed * -(-columns // unit) * unit, np.uint8), np.empty(placed, np.float32)
         if in_planes:
             rest = np.empty((_native.RESTS, placed), np.float32)
