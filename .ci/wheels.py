@@ -72,7 +72,8 @@ def expected_files(package: Path, info: str) -> set[str]:
     sources = {name.removeprefix("src/") for name in listed.split("\0") if name and (package / name).is_file()}
     if not any(name.endswith("/py.typed") for name in sources):
         raise Wrong(f"{package.name}: no py.typed under src")
-    entry_points = {"entry_points.txt"} if "entry-points" in (package / "pyproject.toml").read_text() else set()
+    settings = (package / "pyproject.toml").read_text()
+    entry_points = {"entry_points.txt"} if re.search(r"entry-points|project\.scripts", settings) else set()
     return sources | {f"{info}/{name}" for name in METADATA | entry_points}
 
 

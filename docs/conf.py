@@ -19,6 +19,12 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {name: name for name in ("npt.ArrayLike", "npt.DTypeLike")}
 autodoc_default_options = {"members": True}
+# Pages are made without the gigabytes that training stands on, and without what extras bring.
+autodoc_mock_imports = [
+    "torch", "transformers", "accelerate", "peft", "lm_eval",
+    "starlette", "uvicorn", "prometheus_client", "joserfc", "sqlalchemy", "h11", "websockets",
+]  # fmt: skip
+suppress_warnings = ["ref.python"]  # two packages may each have a class of one name
 
 html_theme = "furo"
 html_title = "BitNet"

@@ -7,7 +7,9 @@ import io
 import re
 import shutil
 import socket
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -40,8 +42,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_python_in_a_document_runs_from_top_to_bottom(document: Path) -> None:
-    names: dict[str, object] = {"__name__": "document"}
+def test_the_python_in_a_document_runs_from_top_to_bottom(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("document")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where a dataclass looks for the names of its types
+    names = vars(module)
     with contextlib.redirect_stdout(io.StringIO()):
         for line, code in blocks(document):
             # Empty lines in front make the numbers in a traceback those of the document.

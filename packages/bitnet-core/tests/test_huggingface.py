@@ -116,6 +116,15 @@ class TestForms:
         expected = {TernaryTensor.from_codes(*absmean(master)).digest() for master in masters}
         assert found == expected
 
+    def test_masters_that_happen_to_be_ternary_are_still_rounded(self, tmp_path: Path) -> None:
+        masters: list[np.ndarray] = []
+        write_floats(tmp_path, random_model(tiny_spec()), np.float32, lambda dense: masters.append(dense) or dense)
+        online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+        edit_config(tmp_path, quantization_config=online)
+        loaded = huggingface.load(tmp_path)
+        scales = {float(loaded.weights[f"layers.0.{name}"].scale[0, 0]) for name in tiny_spec().projections()}
+        assert scales <= {float(absmean(master)[1]) for master in masters}
+
     def test_masters_without_a_word_on_quantization_are_known_by_their_family(self, tmp_path: Path) -> None:
         spec = tiny_spec(activation="silu", kv_heads=4)
         write_floats(tmp_path, random_model(spec), np.float32, lambda dense: dense + 0.001)

@@ -24,7 +24,6 @@ from .llm import LLM
 _NEW_TOKENS = 256  # where a task does not say
 
 
-@register_model("bitnet")
 class BitNetLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """An `LLM` as lm-eval sees a model; what it does not know of the arguments goes to `LLM`."""
 
@@ -103,6 +102,9 @@ class BitNetLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         tokens = self.llm.tokenizer.encode(context)
         room = max(1, self.max_length - int(wishes.get("max_gen_toks", _NEW_TOKENS)))
         return tokens[-room:]
+
+
+register_model("bitnet")(BitNetLM)
 
 
 def _args(requests: Sequence[Instance]) -> list[tuple[str, dict[str, Any]]]:

@@ -203,6 +203,9 @@ def _form_of(sources: Mapping[str, Source], config: Config, masters: bool | None
         return "packed"
     if masters is not None:
         return "masters" if masters else "plain"
+    recipe = config.quantization_config
+    if recipe is not None and recipe.quantization_mode == "online":
+        return "masters"  # its forward pass rounds, also weights that happen to be ternary
     if len(sample.shape) == 2 and TernaryTensor.detect(sample.array()[:64]) is not None:
         return "ternary"
     quantized = config.quantization_config is not None or config.model_type == "bitnet"

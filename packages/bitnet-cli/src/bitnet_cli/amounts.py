@@ -1,0 +1,90 @@
+"""Numbers as people write and read them: 32k, 2GiB, 5.3 MiB, 3 days ago."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token, validators
+
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_NUMBER = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE | re.ASCII)
+_SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse(text: str) -> int:
+    """Whole numbers: k, M, G and T are powers of 1024, as KiB is; kB, MB, GB and TB are powers of 1000."""
+    match = _NUMBER.fullmatch(text.strip().replace("_", ""))
+    if not match:
+        raise ValueError(f"expected a number such as 4096, 32k or 2GiB, got '{text[:80]}'")
+    digits, letter, binary, byte = match.groups()
+    unit = 1000 if byte and not binary and letter else 1024
+    value = float(digits) * unit ** _POWERS[letter.lower()]
+    if value != int(value):
+        raise ValueError(f"expected a whole number, got '{text}'")
+    return int(value)
+
+
+def parse_span(text: str) -> float:
+    """Seconds, of 90s, 15m, 12h, 30d or 2w."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhdw])", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"expected a time such as 12h, 30d or 2w, got '{text[:80]}'")
+    return float(match[1]) * _SPANS[match[2].lower()]
+
+
+def _convert(_: Any, tokens: Sequence[Token]) -> int:
+    return parse(tokens[0].value)
+
+
+def _convert_all(_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    return tuple(parse(part) for token in tokens for part in token.value.split(",") if part)
+
+
+def _convert_span(_: Any, tokens: Sequence[Token]) -> float:
+    return parse_span(tokens[0].value)
+
+
+def _within(low: int, high: int) -> validators.Number:
+    return validators.Number(gte=low, lte=high)
+
+
+Count = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1 << 24), metavar="N")]
+Counts = Annotated[
+    tuple[int, ...], Parameter(converter=_convert_all, validator=_within(1, 1 << 24), metavar="N,N...", n_tokens=1)
+]
+Threads = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1024), metavar="N")]
+Size = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1 << 60), metavar="SIZE")]
+Span = Annotated[float, Parameter(converter=_convert_span, metavar="TIME")]
+
+
+def size(nbytes: float | None) -> str:
+    """Bytes in binary units."""
+    if nbytes is None:
+        return "unknown"
+    value = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def amount(count: float) -> str:
+    """How many, in thousands, millions and billions."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if count >= limit:
+            return f"{count / (1e3 if unit == 'k' else limit):.2f} {unit}"
+    return f"{count:,.0f}"
+
+
+def ago(when: float) -> str:
+    """How long ago a time was."""
+    seconds = max(0.0, time.time() - when)
+    for limit, unit in ((86400 * 60, 86400 * 30), (86400 * 2, 86400), (7200, 3600), (120, 60)):
+        if seconds >= limit:
+            word = {86400 * 30: "months", 86400: "days", 3600: "hours", 60: "minutes"}[unit]
+            return f"{seconds / unit:.0f} {word} ago"
+    return "just now"

@@ -1,0 +1,1 @@
+"""The commands of `bitnet`, one a file, imported when they are called."""

@@ -1,0 +1,201 @@
+"""Pipes that close, terminals that are not there, homes that cannot be written: as a process, as users run it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from bitnet_cli.main import command_line; command_line()"]
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+    settings: dict[str, Any] = {"capture_output": True, "timeout": 60, "stdin": subprocess.DEVNULL}
+    return subprocess.run([*COMMAND, *map(str, arguments)], check=False, **settings | options)
+
+
+def test_a_reader_that_leaves_early_is_no_failure(stories: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("word " * 50_000)
+    process = subprocess.Popen(
+        [*COMMAND, "tokenize", str(stories), "--file", str(text)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert said == b""
+
+
+def test_a_full_disk_behind_stdout_is_said(stories: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is Linux's")
+    with Path("/dev/full").open("wb") as full:
+        done = run("tokenize", stories, "x", stdout=full, capture_output=False, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"no space left" in done.stderr.lower()
+
+
+def test_closed_streams_are_survived(stories: Path) -> None:
+    line = f"{sys.executable} -c 'from bitnet_cli.main import command_line; command_line()' "
+    for closed in ("<&- >&- 2>&-", "<&-", ">&-"):
+        done = subprocess.run(
+            ["sh", "-c", f"{line} tokenize {stories} hello --count {closed}"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done
+        assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "de_DE.ISO-8859-1", "no_such"])
+def test_any_locale_will_do(locale: str, stories: Path) -> None:
+    environment = os.environ | {"LC_ALL": locale, "LANG": locale}
+    done = run("tokenize", stories, "Zoë 🐈", env=environment)
+    assert done.returncode == 0, done
+    done = run("show", stories, env=environment | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 0, done
+    assert done.stdout.isascii()
+
+
+def test_a_home_that_cannot_be_written_is_enough(stories: Path, tmp_path: Path) -> None:
+    home = tmp_path / "locked"
+    home.write_text("no folder at all")  # not even the administrator makes folders in a file
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "HF_"))}
+    environment |= {"HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    for arguments in (
+        ("ls",),
+        ("show", stories),
+        ("run", "--prompt", "Once", "-n", "2"),
+        ("bench", "generate", stories, "-p", "8", "-n", "2", "-r", "1", "-t", "1"),
+    ):
+        done = run(*arguments, env=environment)
+        assert done.returncode == 0, (arguments, done)
+        assert b"Traceback" not in done.stderr
+    del environment["HOME"]
+    assert run("ls", "--json", env=environment | {"HF_HOME": str(tmp_path / "hub")}).returncode == 0
+
+
+def test_an_interrupt_ends_it_with_130(tmp_path: Path) -> None:
+    fifo_less = tmp_path / "in"
+    fifo_less.write_text("")
+    process = subprocess.Popen(
+        [*COMMAND, "tokenize", str(Path(__file__).parents[3] / "models" / "stories")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 30
+    while "read" not in _state(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+def _state(pid: int) -> str:
+    """What a process waits in, where the system tells."""
+    try:
+        return "read" if "pipe" in Path(f"/proc/{pid}/wchan").read_text() else _slept(pid)
+    except OSError:
+        return "read"
+
+
+def _slept(pid: int) -> str:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    # It sleeps and has used processor time enough to have loaded everything.
+    return "read" if fields[0] == "S" and int(fields[11]) > 40 else ""
+
+
+def test_help_is_quick_and_imports_little() -> None:
+    script = "import sys; from bitnet_cli.main import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
+    loaded = set(done.stderr.decode().split())
+    assert not loaded & {"numpy", "bitnet_core", "bitnet_quant", "huggingface_hub", "prompt_toolkit", "torch", "psutil"}
+    for command in (b"run", b"bench", b"doctor"):
+        assert command in done.stdout
+
+
+def on_terminal(arguments: list[str], typed: bytes = b"", **environment: str) -> tuple[int, bytes]:
+    """Runs the command on a terminal of its own; gives the exit code and what was shown."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
+        | {"TERM": "xterm", **environment},
+        start_new_session=True,
+    )
+    os.close(slave)
+    shown = b""
+    sent = not typed
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # Linux's way to say that the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+        if not sent and b">>>" in shown:
+            os.write(master, typed)
+            sent = True
+    os.close(master)
+    return process.wait(timeout=60), shown
+
+
+def test_colours_are_for_terminals_and_can_be_refused(stories: Path) -> None:
+    code, shown = on_terminal(["backends"])
+    assert code == 0
+    assert b"\x1b[" in shown
+    assert b"\x1b[3" not in on_terminal(["backends"], NO_COLOR="1")[1]
+    assert b"\x1b[" not in run("backends").stdout
+
+
+def test_a_chat_on_a_terminal() -> None:
+    code, shown = on_terminal(["chat", "-n", "5", "--offline"], typed=b"Hello\r/stats\r/nonsense\r/exit\r")
+    assert code == 0, shown
+    assert b"tokens read" in shown
+    assert b"there is no such command" in shown
+
+
+@pytest.mark.parametrize("columns", ["1", "20", "0", "-5", "many", "100000"])
+def test_any_width_will_do(columns: str, stories: Path) -> None:
+    for arguments in (("show", stories), ("--help",), ("inspect", stories, "--tensors")):
+        done = run(*arguments, env=os.environ | {"COLUMNS": columns, "LINES": "1"})
+        assert done.returncode == 0, done
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_temporary_folder_that_is_not_there_is_no_obstacle(stories: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path / "nowhere"), "TMP": "/nowhere", "TEMP": "/nowhere"}
+    for arguments in (("show", stories), ("run", "--prompt", "Once", "-n", "2"), ("doctor", "--no-measure")):
+        done = run(*arguments, env=environment)
+        assert done.returncode in (0, 1), (arguments, done)
+        assert b"Traceback" not in done.stderr
+
+
+def test_commands_flags_and_choices_are_completed() -> None:
+    def offered(*words: str) -> set[str]:
+        done = run("__complete", *words)
+        assert done.returncode == 0, done
+        lines = done.stdout.decode().partition("\x1fbegin\n")[2].splitlines()
+        return {line.partition("\t")[0] for line in lines}
+
+    assert run("completion", "bash").stdout.startswith(b"#")
+    assert offered("convert", "--to", "") >= {"i2_s", "tq2_0"} or b"tq2_0" in run("completion", "bash").stdout

@@ -1,0 +1,210 @@
+"""BitLinear: a linear layer that trains float masters and multiplies ternary weights by int8 activations.
+
+Codes and scales are those of `bitnet_core.arithmetic` to the bit, and sums of codes are exact, in float32 and in
+bfloat16 alike: a bfloat16 input is quantized as the float32 number that it is. What is rounded is the result, once to
+float32 where its scales meet, and to bfloat16 where that is the type at hand. Devices without integer products
+multiply codes as floats of that type, which is exact in float32, and rounds each sum once in bfloat16.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # as all of torch's users call it
+from torch import Tensor, nn
+
+from bitnet_core import TernaryTensor, arithmetic
+
+EPS = float(arithmetic.EPS)
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Masters as int8 codes in -1, 0, 1 and the one scale that multiplies, float32: as `arithmetic.absmean`."""
+    values = weight.float()
+    # float64 only inside the sum, so that its order does not show; mps has none, and may be an ulp off.
+    wide = torch.float32 if weight.device.type == "mps" else torch.float64
+    scale = values.abs().mean(dtype=wide).float().clamp(min=EPS)
+    codes = (values * _divided(1.0, scale)).round_().clamp_(-1, 1)
+    return codes.to(torch.int8), scale
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as int8 codes, and the scales (rows, 1) that were multiplied with, float32: as `arithmetic.absmax`."""
+    values = x.float()
+    steps = _divided(127.0, values.abs().amax(-1, keepdim=True).clamp_(min=EPS))
+    # No product passes 127 by more than a rounding, so that nothing has to be cut off.
+    return (values * steps).round_().to(torch.int8), steps
+
+
+def rescaled(sums: Tensor, scale: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of codes as the products that they stand for."""
+    return (sums * (scale / steps)).to(dtype)
+
+
+def dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes times their scale."""
+    return (codes * scale).to(dtype)
+
+
+def _divided(over: float, under: Tensor) -> Tensor:
+    """The float32 nearest to a quotient, on which codes hang: compiled for a GPU, division itself is only near it."""
+    if under.device.type == "mps":
+        return over / under
+    return (over / under.double()).float()
+
+
+def multiply(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums (rows, out) of int8 codes (rows, in) times ternary codes (out, in): int32, or exact or near in `dtype`."""
+    if _multiplies_integers(codes, weight):
+        return torch._int_mm(codes, weight.T)
+    return F.linear(codes.to(dtype), weight.to(dtype))
+
+
+def _multiplies_integers(codes: Tensor, weight: Tensor) -> bool:
+    if codes.device.type == "cuda":  # as cuBLAS wants its shapes
+        fits = codes.shape[0] > 16 and codes.shape[1] % 8 == 0 and weight.shape[0] % 8 == 0
+        return fits and _gpu_multiplies_integers()
+    return codes.device.type == "cpu" and _cpu_multiplies_integers()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _gpu_multiplies_integers() -> bool:
+    return torch.cuda.get_device_capability() >= (7, 5)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _cpu_multiplies_integers() -> bool:
+    """Whether integer products are fast: without such instructions torch has but a plain loop for some processors."""
+    able = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
+        able.get("avx512_vnni") or able.get("avx_vnni")
+    )
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one kernel, or as it is where there is nothing that makes kernels."""
+    return torch.compile(function) if importlib.util.find_spec("triton") else function
+
+
+def fused(function: Callable[_Arguments, _Result], x: Tensor) -> Callable[_Arguments, _Result]:
+    """A function of elements as one kernel where that pays: on a GPU, outside of a model that is compiled itself."""
+    if torch.compiler.is_compiling() or x.device.type != "cuda":
+        return function
+    return _compiled(function)
+
+
+class _Product(torch.autograd.Function):
+    """y = x W, both quantized; gradients pass through the rounding as if it were not there.
+
+    What is kept for the backward pass are codes: a byte a number.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        codes, steps = fused(quantize_activations, x)(x)
+        trits, scale = fused(quantize_weight, weight)(weight)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            codes if needs_weight else None, steps if needs_weight else None, trits if needs_x else None, scale
+        )
+        ctx.kinds = x.dtype, weight.dtype
+        return fused(rescaled, x)(multiply(codes, trits, dtype), scale, steps, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        codes, steps, trits, scale = ctx.saved_tensors
+        x_kind, weight_kind = ctx.kinds
+        to_x = to_weight = None
+        if trits is not None:
+            to_x = (grad @ fused(dequantized, grad)(trits, scale, grad.dtype)).to(x_kind)
+        if codes is not None:
+            inputs = fused(dequantized, grad)(codes, 1 / steps, grad.dtype)
+            to_weight = (grad.T @ inputs).to(weight_kind)
+        return to_x, to_weight, None
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The type that products of x come in: autocast's, where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def normed(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
+    """The input behind the norm in front of a projection, if there is one."""
+    if norm is None:
+        return x
+    y: Tensor = norm(x.to(norm.weight.dtype))  # autocast gives half of a number; the norm is fused for one type alone
+    return y
+
+
+class BitLinear(nn.Linear):
+    """A linear layer of BitNet b1.58; `weight` holds the float masters, which optimizers see as of any nn.Linear.
+
+    `norm_eps` puts an RMS norm in front, as families do that norm the input of every projection.
+    """
+
+    rms_norm: nn.RMSNorm | None
+    strength: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm_eps: float | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.rms_norm = None if norm_eps is None else nn.RMSNorm(in_features, norm_eps, device=device, dtype=dtype)
+        # A tensor, since a number that changes from step to step would be compiled anew each time.
+        self.register_buffer("strength", torch.ones((), device=device), persistent=False)
+        self.whole = True  # strength is 1: nothing of the floats is left
+
+    @torch.no_grad()
+    def set_strength(self, strength: float) -> None:
+        """How far weights and activations have moved from their floats, 0, to their quantized values, 1."""
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
+        self.strength.fill_(strength)
+        self.whole = strength == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(normed(self.rms_norm, x))
+
+    def product(self, x: Tensor) -> Tensor:
+        """The product of an input that is normed already."""
+        if not self.whole:
+            return self.blended(x)
+        apply: Any = _Product.apply
+        rows: Tensor = apply(x.reshape(-1, self.in_features), self.weight, working_dtype(x))
+        y = rows.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def blended(self, x: Tensor) -> Tensor:
+        """The same product in its obvious form, at any strength."""
+        with torch.no_grad():
+            codes, steps = quantize_activations(x)
+            trits, scale = quantize_weight(self.weight)
+            x_change = self.strength * (codes / steps - x)
+            weight_change = self.strength * (trits * scale - self.weight)
+        return F.linear(x + x_change.to(x.dtype), self.weight + weight_change.to(self.weight.dtype), self.bias)
+
+    @torch.no_grad()
+    def tensor(self) -> TernaryTensor:
+        """The weights as they are multiplied, as core has them."""
+        codes, scale = quantize_weight(self.weight)
+        return TernaryTensor.from_codes(codes.cpu().numpy(), scale.item())
+
+    def extra_repr(self) -> str:
+        norm = "" if self.rms_norm is None else f", norm_eps={self.rms_norm.eps}"
+        return f"{super().extra_repr()}{norm}"

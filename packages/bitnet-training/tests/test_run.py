@@ -1,0 +1,317 @@
+"""Whole runs, from a config to a model that others load; and what is wrong is one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bitnet_core
+from bitnet_training import config, models, options, tokenizer
+from bitnet_training.__main__ import main
+from bitnet_training.checkpoint import Checkpoints
+from bitnet_training.config import Config
+from bitnet_training.errors import TrainingStopped
+from bitnet_training.run import run
+from bitnet_training.telemetry import read_lines
+
+TEXT = "".join(
+    f"The {number % 7}th of {number % 11} dogs likes {number % 13} cats, and {number} more.\n" for number in range(300)
+)
+CONFIG = """
+[model]
+hidden_size = 16
+ffn_size = 32
+layers = 2
+heads = 2
+kv_heads = 1
+context = 32
+[tokenizer]
+size = 280
+[data]
+window = 32
+batch = 4
+rows = 2
+[schedule]
+steps = 6
+[checkpoints]
+every = 2
+[telemetry]
+every = 1
+watch = 2
+evaluate = 3
+windows = 4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a text and a config."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    said = f'out = "{tmp_path}/run"\n{CONFIG}'.replace(
+        "[data]", f'[data]\ntrain = ["{tmp_path}/text.txt"]\ncache = "{tmp_path}/cache"'
+    )
+    (tmp_path / "run.toml").write_text(said)
+    return tmp_path
+
+
+def asked(folder: Path, *changes: str) -> Config:
+    return config.load(folder / "run.toml", changes)
+
+
+def test_a_run_leaves_all_that_is_needed(folder, capsys):
+    outcome = run(asked(folder))
+    out = folder / "run"
+    assert (outcome.step, outcome.is_finished) == (6, True)
+    assert {path.name for path in out.iterdir()} == {
+        "checkpoints", "config.toml", "log.jsonl", "model", "report.html", "tokenizer",
+    }  # fmt: skip
+    assert config.load(out / "config.toml") == asked(folder)
+    assert capsys.readouterr().out.count("loss") == 6
+    assert len(read_lines(out / "log.jsonl")) == 6 + 3 + 2
+    assert "<svg" in (out / "report.html").read_text()
+    card = (out / "model" / "README.md").read_text()
+    assert "| held out | 5% of these |" in card
+    assert "nats a token, held out" in card
+    assert options.parse(Config, card.split("```toml\n")[1].split("```")[0]) == asked(folder)
+
+
+def test_the_model_of_a_run_says_what_the_trained_one_says(folder):
+    run(asked(folder))
+    loaded = bitnet_core.load(folder / "run" / "model")
+    assert loaded.tokenizer is not None
+    saved = Checkpoints(folder / "run" / "checkpoints").newest()
+    assert saved is not None
+    trained = models.build(loaded.spec)
+    trained.load_state_dict({**trained.state_dict(), **saved.tensors["model"]}, strict=True)
+    trained.tie_weights()
+    tokens = loaded.tokenizer.encode("The 3th of 5 dogs")
+    with torch.no_grad():
+        expected = trained(input_ids=torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].argmax(-1)
+    again = models.load(folder / "run" / "model")
+    with torch.no_grad():
+        found = again(input_ids=torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].argmax(-1)
+    assert found.tolist() == expected.tolist()
+
+
+def test_a_finished_model_is_written_in_every_form_that_is_asked_for(folder):
+    forms = '["packed", "masters", "tq2_0"]'
+    run(asked(folder, f"export={forms}", "model.hidden_size=256", "model.ffn_size=256", "schedule.steps=1"))
+    packed, masters, gguf = (bitnet_core.load(folder / "run" / name) for name in ("model", "masters", "tq2_0.gguf"))
+    for name in ("layers.0.attn.q", "layers.1.ffn.down"):
+        codes = packed.weights[name].codes()
+        assert (masters.weights[name].codes() == codes).all()
+        assert (gguf.weights[name].codes() == codes).all()
+    again = ("method=continue", f"model.base={folder}/run/masters", f"out={folder}/more", "schedule.steps=1")
+    assert run(asked(folder, *again)).is_finished
+
+
+def test_one_switch_makes_the_float_twin(folder):
+    run(asked(folder, "model.ternary=false"))
+    events = read_lines(folder / "run" / "log.jsonl")
+    assert not any("ternary" in event for event in events)
+    # Nothing in a folder of BitNet's class says that its floats are no masters.
+    twin = bitnet_core.load(folder / "run" / "model", masters=False)
+    assert twin.spec.inputs == "float"
+    assert isinstance(twin.weights["layers.0.attn.q"], np.ndarray)
+
+
+def test_a_folder_with_a_run_is_not_written_over(folder):
+    run(asked(folder))
+    before = (folder / "run" / "log.jsonl").read_bytes()
+    with pytest.raises(TrainingStopped, match=r"has a run's checkpoints; go on with it \(--resume\)"):
+        run(asked(folder))
+    assert (folder / "run" / "log.jsonl").read_bytes() == before
+    outcome = run(asked(folder), resume=True)  # there is nothing left to do
+    assert outcome.step == 6
+    assert (folder / "run" / "log.jsonl").read_bytes() == before
+
+
+def test_a_vocabulary_that_no_model_has_learned_is_learned_anew(folder):
+    (folder / "run").mkdir()
+    tokenizer.train(["quite other words"] * 9, 260, folder / "run" / "tokenizer")
+    run(asked(folder, "schedule.steps=1"))
+    loaded = bitnet_core.load(folder / "run" / "model")
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.vocab_size == 280
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("optimizer.learning_rate=0.5", "optimizer.learning_rate: the checkpoint was made with 0.002, .* has 0.5"),
+        ("seed=7", "seed: the checkpoint was made with 0, .* has 7"),
+        ("model.layers=3", "model.layers: the checkpoint was made with 2, .* has 3"),
+        ("schedule.steps=60", "schedule.steps: the checkpoint was made with 6"),
+    ],
+)
+def test_a_run_that_goes_on_as_another_is_refused_with_both_values(folder, change, said):
+    run(asked(folder, "checkpoints.every=5"))
+    with pytest.raises(TrainingStopped, match=said):
+        run(asked(folder, change), resume=True)
+
+
+def test_a_run_that_goes_on_with_other_data_is_refused(folder):
+    run(asked(folder))
+    (folder / "text.txt").write_text(TEXT + "More.\n")
+    with pytest.raises(TrainingStopped, match=r"data: the checkpoint was made with tokens .*, and now they are"):
+        run(asked(folder), resume=True)
+
+
+def test_what_changes_no_weight_may_change(folder):
+    run(asked(folder))
+    run(asked(folder, "telemetry.every=3", "checkpoints.keep=5", "data.rows=4"), resume=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(folder, caplog):
+    run(asked(folder))
+    last = folder / "run" / "checkpoints" / "step-000000000006" / "model.safetensors"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:100])
+    run(asked(folder), resume=True)
+    assert "passed over: " in caplog.text
+    assert "model.safetensors: size" in caplog.text
+    assert last.read_bytes() == whole
+
+
+def test_documents_keep_apart_or_not_as_asked(folder):
+    run(asked(folder, "data.document_mask=false", "data.separator=\\n"))
+    run(asked(folder, "data.packing=whole", "data.separator=.", f"out={folder}/whole"))
+
+
+CHAT = [
+    {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
+    for n in range(40)
+]
+METHODS = {
+    "continue": ("data.packing=stream",),
+    "sft": ("tokenizer.template={template}", "data.train=['{chat}']"),
+    "lora": ("adapter.rank=2",),
+    "qlora": ("adapter.rank=2", "compute.recompute=true"),
+    "distill": ("teacher.base={stories}", "teacher.attention=1.0", "model.rounding=0.5"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_the_model_of_stories(folder, stories, method):
+    (folder / "chat.jsonl").write_text("".join(json.dumps(one) + "\n" for one in CHAT))
+    (folder / "template.jinja").write_text(
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}<|endoftext|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    names = {"template": folder / "template.jinja", "chat": folder / "chat.jsonl", "stories": stories}
+    changes = [change.format(**names) for change in METHODS[method]]
+    usual = (f"method={method}", f"model.base={stories}", "schedule.steps=2", "data.batch=2", "data.held_out=0.3")
+    outcome = run(asked(folder, *usual, "telemetry.windows=1", *changes))
+    assert outcome.is_finished
+    assert outcome.loss > 0
+    assert (folder / "run" / ("adapter" if "lora" in method else "model")).is_dir()
+    if "lora" in method:
+        saved = Checkpoints(folder / "run" / "checkpoints").newest()
+        assert saved is not None
+        assert all("lora_" in name for name in saved.tensors["model"])  # the base lies where it lay
+
+
+def test_a_float_twin_teaches_the_ternary_model_from_random_numbers(folder):
+    run(asked(folder, "model.ternary=false", f"out={folder}/twin"))
+    twin = ("method=distill", f"teacher.base={folder}/twin/model", "teacher.temperature=1", "teacher.logits=1")
+    outcome = run(asked(folder, *twin, f"tokenizer.path={folder}/twin/tokenizer"))
+    assert outcome.is_finished
+
+
+def test_a_tokenizer_too_large_for_the_base_is_refused(folder, stories, data):
+    tokenizer = data / "tokenizers" / "llama3" / "tokenizer.json"
+    with pytest.raises(bitnet_core.FormatError, match="at most the model's 2048 tokens, got 128"):
+        run(asked(folder, "method=continue", f"model.base={stories}", f"tokenizer.path={tokenizer}"))
+
+
+WRONG = [
+    (["--set", "data.train=['none.txt']"], "none.txt: file: expected a regular file, got no such file"),
+    (["--set", "data.windo=3"], "data.windo: expected a key that is known, got 'data.windo'; did you mean 'window'?"),
+    (["--set", "data.window=64"], "data.window: at most the model's context of 32, got 64"),
+    (["--set", "compute.device=tpu"], "this machine has no device 'tpu'"),
+    (["--set", "compute.parallel=shard"], "shards need several processes"),
+    (["--set", "method=sft", "--set", "model.base=./none"], "none"),
+    (["--set", "optimizer.learning_rate=1e-4x"], 'expected a number, got "1e-4x"'),
+    (["--set", "data.batch=3", "--set", "data.rows=3", "--set", "telemetry.writers=['paper']"], "got 'paper'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG)
+def test_what_is_wrong_is_one_sentence_and_exit_code_2(folder, capsys, arguments, said):
+    assert main([str(folder / "run.toml"), *arguments]) == 2
+    complaint = capsys.readouterr().err.strip().splitlines()[-1]
+    assert complaint.startswith("bitnet: error: ")
+    assert said.replace("'data.windo'", "'windo'") in complaint
+
+
+def test_a_folder_that_cannot_be_made_is_named(folder, capsys):
+    assert main([str(folder / "run.toml"), "--set", f"out={folder}/text.txt/run"]) == 2
+    assert "text.txt/run/checkpoints: Not a directory" in capsys.readouterr().err
+
+
+def test_data_that_moved_is_the_same_data(folder):
+    run(asked(folder, "schedule.steps=3"))
+    (folder / "text.txt").rename(folder / "moved.txt")
+    run(asked(folder, "schedule.steps=3", f"data.train=['{folder}/moved.txt']"), resume=True)
+
+
+def test_the_template_of_all_settings_is_a_config(capsys, tmp_path):
+    assert main(["--template"]) == 0
+    path = tmp_path / "all.toml"
+    path.write_text(capsys.readouterr().out)
+    assert config.load(path) == Config()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own of 700 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("NO MOUNT: needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room(folder, disk, capsys):
+    usual = ["--set", f"out={disk}/run", "--set", "checkpoints.every=1", "--set", "schedule.steps=12"]
+    assert main([str(folder / "run.toml"), *usual, "--set", "checkpoints.keep=20"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device" in said
+    assert "the last checkpoint is whole, and the run can be resumed from it" in said
+    saved = Checkpoints(disk / "run" / "checkpoints").newest()
+    assert saved is not None
+    shutil.copytree(disk / "run", folder / "run")
+    assert run(asked(folder, "schedule.steps=12"), resume=True).is_finished
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bitnet_training", str(folder / "run.toml"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_who_asks_for_the_end_gets_it_with_a_checkpoint(folder):
+    with start(folder, "--set", "schedule.steps=100000", "--set", "checkpoints.every=50000") as running:
+        assert running.stdout
+        while "5/100000" not in running.stdout.readline():
+            pass
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert "SIGTERM: this step is finished and saved" in said
+    saved = Checkpoints(folder / "run" / "checkpoints").newest()
+    assert saved is not None
+    assert saved.step >= 5
+    assert read_lines(folder / "run" / "log.jsonl")[-1]["step"] == saved.step
