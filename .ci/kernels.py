@@ -1,5 +1,8 @@
 """Build the kernels and the thread pool without Python, and check them: natively, under sanitizers, and for Arm.
 
+Last, the extension that Python imports is built with sanitizers of addresses and of undefined behaviour, and runs the
+conformance suite and the tests of packing on this processor's best instruction set.
+
 What runs is packages/bitnet-quant/cpp/check: each table of kernels against the plain one, between pages that nobody
 may touch. Arm is cross-compiled, and runs in an emulator of three processors: one without dot products, one with them,
 and one with products of matrices. What is missing for that is said, and is no failure; `--install` lets root fetch it
@@ -19,11 +22,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[1] / "packages" / "bitnet-quant" / "cpp" / "check"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "packages" / "bitnet-quant"
+SOURCE = PACKAGE / "cpp" / "check"
 ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 ARM_PACKAGES = ("g++-aarch64-linux-gnu", "qemu-user")
-SECONDS = 150  # the most for one build or one run; each takes a tenth of that
+SECONDS = 300  # the most for one build or one run; each takes a tenth of that
 SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize="
+# Runs pytest with the package in the folder, in place of the one that is installed.
+UNDER_TEST = """
+import sys
+folder, *arguments = sys.argv[1:]
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable_skbc")]
+sys.path.insert(0, folder)
+from bitnet_quant.cpu import _native
+if not _native.__file__.startswith(folder):
+    sys.exit(f"the extension under test is {_native.__file__}")
+import pytest
+sys.exit(pytest.main(arguments))
+"""
+TESTS = "TestAsLoadedByDefault or TestWithHalfPages or TestWithInt8Pages or test_packing"
 # Each processor, and the tables that must be found there.
 PROCESSORS = {
     "max": "i8mm,dotprod,neon,scalar",
@@ -59,6 +77,7 @@ def main() -> int:
     try:
         for build in builds():
             check(build)
+        check_extension()
     except Wrong as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -132,6 +151,47 @@ def check(build: Build) -> None:
             output = finish(build.name, [program if word == "check" else word for word in command])
             lines = output.strip().splitlines()
             print(f"  {' '.join(command)}: {'; '.join(lines)}; {time.monotonic() - start:.0f} s", flush=True)
+
+
+def check_extension() -> None:
+    """The tests of the backend over an extension that watches every access; only where GCC's library for it is."""
+    name = "extension, address and undefined"
+    libraries = [sanitizer(library) for library in ("libasan.so", "libubsan.so")]
+    if not all(libraries):
+        print("NOT CHECKED: the extension under sanitizers; they need GCC's libasan and libubsan")
+        return
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        built, placed = Path(folder) / "build", Path(folder) / "package"
+        settings = [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_COMPILER=g++"]
+        settings += [f"-DCMAKE_CXX_FLAGS_RELEASE={SANITIZED}address,undefined"]
+        if shutil.which("ninja"):
+            settings += ["-G", "Ninja"]
+        finish(name, ["cmake", "-S", str(PACKAGE), "-B", str(built), *settings])
+        finish(name, ["cmake", "--build", str(built), "--parallel", str(os.cpu_count() or 1)])
+        shutil.copytree(PACKAGE / "src" / "bitnet_quant", placed / "bitnet_quant")
+        for library in built.glob("_native*"):
+            shutil.copy(library, placed / "bitnet_quant" / "cpu")
+        print(f"{name}: built in {time.monotonic() - start:.0f} s", flush=True)
+        start = time.monotonic()
+        watched = {
+            "LD_PRELOAD": ":".join(libraries),
+            "PYTHONMALLOC": "malloc",
+            "ASAN_OPTIONS": "detect_leaks=0",  # an interpreter leaves much behind
+        }
+        files = [str(PACKAGE / "tests" / f"test_{noun}.py") for noun in ("cpu_backend", "packing")]
+        command = [sys.executable, "-c", UNDER_TEST, str(placed), "-q", "-p", "no:cacheprovider", "-k", TESTS, *files]
+        output = finish(name, ["env", *(f"{key}={value}" for key, value in watched.items()), *command])
+        print(f"  {output.strip().splitlines()[-1]}; {time.monotonic() - start:.0f} s", flush=True)
+
+
+def sanitizer(library: str) -> str:
+    """Where GCC keeps it; nothing where there is none."""
+    if not shutil.which("g++"):
+        return ""
+    found = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=False)
+    path = found.stdout.strip()
+    return path if Path(path).is_absolute() else ""
 
 
 def finish(name: str, command: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""One measurement of one engine: `python engines.py llama|ours:f16|ours:int8 FILE THREADS` prints JSON.
+"""One measurement of one engine: `python engines.py llama|ours:HEAD:ISA FILE THREADS` prints JSON.
 
 A prompt of 512 tokens, then 128 tokens one by one behind a prompt of 8; the likeliest token is looked for each time.
 """
@@ -37,16 +37,18 @@ def main(engine: str, path: str, threads: int) -> None:
 Engine = tuple[Callable[[np.ndarray], int], Callable[[], None]]
 
 
-def ours(path: str, threads: int, head: str) -> Engine:
+def ours(path: str, threads: int, how: str) -> Engine:
     import bitnet_core
     from bitnet_core.formats import gguf
+    from bitnet_core.model import Reach
     from bitnet_quant.cpu import load
 
-    runner = load(gguf.load(path), threads=threads, head=head)
+    head, _, isa = how.partition(":")
+    runner = load(gguf.load(path), threads=threads, head=head, isa=isa)
     cache = runner.new_cache()
 
     def forward(tokens: np.ndarray) -> int:
-        (logits,) = runner.forward([bitnet_core.Step(tokens, cache)])
+        (logits,) = runner.forward([bitnet_core.Step(tokens, cache, reach=Reach())])
         return int(logits.argmax())
 
     return forward, lambda: cache.truncate(0)

@@ -2,7 +2,8 @@
 
     python benchmarks/rivals.py --llama-python ENVIRONMENT/bin/python --folder FOLDER
 
-llama.cpp runs as the module llama-cpp-python, of whichever interpreter is named; build it natively. It is given its
+llama.cpp runs as the module llama-cpp-python, of whichever interpreters are named: one that is built natively, and
+`avx2=INTERPRETER` where it is built for AVX2 alone, beside `--isas avx2` for ours. It is given its
 two ternary types with a head in Q6_K, and an architecture that it knows (SiLU in place of squared ReLU, which costs
 the same). Every figure is a process of its own that measures once; what is printed is the median of the rounds,
 with the extremes, in tokens a second.
@@ -23,6 +24,7 @@ import numpy as np
 
 from bitnet_core.formats import gguf
 from bitnet_core.testing import SHAPES
+from bitnet_quant.cpu import isas
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import synthetic
@@ -33,13 +35,20 @@ ENGINE = Path(__file__).with_name("engines.py")
 def main() -> None:
     options = _parse()
     files = {layout: _file(options.folder, layout) for layout in ("tq1_0", "tq2_0", "i2_s_128")}
-    engines = {"llama.cpp TQ1_0": ("llama", "tq1_0"), "llama.cpp TQ2_0": ("llama", "tq2_0")}
-    engines |= {f"bitnet-quant, head {head}": (f"ours:{head}", "i2_s_128") for head in options.heads}
+    engines = {
+        f"llama.cpp {name} {kind.upper()}".replace("  ", " "): (python, "llama", kind)
+        for name, python in _pythons(options.llama_python)
+        for kind in ("tq1_0", "tq2_0")
+    }
+    engines |= {
+        f"bitnet-quant {isa}, head {head}": (sys.executable, f"ours:{head}:{isa}", "i2_s_128")
+        for isa in options.isas
+        for head in options.heads
+    }
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(options.rounds):
         for threads in options.threads:
-            for name, (engine, layout) in engines.items():
-                python = options.llama_python if engine == "llama" else sys.executable
+            for name, (python, engine, layout) in engines.items():
                 command = [python, str(ENGINE), engine, str(files[layout]), str(threads)]
                 answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 found.setdefault((name, threads), []).append(json.loads(answer.splitlines()[-1]))
@@ -49,12 +58,20 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llama-python", required=True, help="an interpreter that has llama-cpp-python")
+    parser.add_argument("--llama-python", nargs="+", required=True, help="[NAME=]INTERPRETER that has llama-cpp-python")
+    parser.add_argument("--isas", nargs="+", choices=isas(), default=isas()[:1], help="of ours")
     parser.add_argument("--folder", type=Path, required=True, help="where the models are made, and kept: 3 GB")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--heads", nargs="+", default=["f16", "int8"])
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
+
+
+def _pythons(options: list[str]) -> Iterator[tuple[str, str]]:
+    """Interpreters by the names that tell them apart; several are builds for different processors."""
+    for option in options:
+        name, equals, python = option.rpartition("=")
+        yield (name, python) if equals else ("", option)
 
 
 def _table(found: dict[tuple[str, int], list[dict[str, float]]], threads: list[int]) -> Iterator[str]:
@@ -67,7 +84,7 @@ def _table(found: dict[tuple[str, int], list[dict[str, float]]], threads: list[i
             for name, runs in rows.items():
                 values = [run[use] for run in runs]
                 yield (
-                    f"  {use:7}{name:26}{medians[name]:8.1f} ({min(values):.1f} to {max(values):.1f})"
+                    f"  {use:7}{name:36}{medians[name]:8.1f} ({min(values):.1f} to {max(values):.1f})"
                     f"{medians[name] / best:7.2f} times llama.cpp's better"
                 )
 

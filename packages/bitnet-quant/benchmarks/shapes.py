@@ -28,8 +28,10 @@ def synthetic(spec: ModelSpec, seed: int = 0) -> Model:
             codes = random.integers(-1, 2, shape, dtype=np.int8)
             weight = TernaryTensor.from_codes(codes, 0.02, "i2_s_128")
         weights.update({f"layers.{layer}.{name}": weight for layer in range(spec.layers)})
-    rows = random.standard_normal((4096, spec.hidden_size), np.float32).astype(np.float16)
-    embedding = np.tile(rows, (-(-spec.vocab_size // len(rows)), 1))[: spec.vocab_size]
+    embedding = np.empty((spec.vocab_size, spec.hidden_size), np.float16)
+    for first in range(0, spec.vocab_size, 4096):  # rows that repeat would share the highest logit
+        part = embedding[first : first + 4096]
+        part[...] = random.standard_normal(part.shape, np.float32)
     weights |= {"embedding": embedding, "norm": np.ones(spec.hidden_size, np.float32)}
     return Model(spec, weights)
 

@@ -32,8 +32,8 @@ void define_adapters(nb::module_& module) {
                 new (self) Adapter{extents_of(shape), {shape.layers, std::array<Change, kProjections>{}}};
             },
             "shape"_a)
-        .def("set", &set_change, "layer"_a, "which"_a, "down"_a.noconvert(), "up"_a.noconvert(),
-             "scale"_a.noconvert(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>());
+        .def("set", &set_change, "layer"_a, "which"_a, "down"_a.noconvert(), "up"_a.noconvert(), "scale"_a.noconvert(),
+             nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>());
 }
 
 }  // namespace bitnet

@@ -53,6 +53,7 @@ T choice(const std::string& name, std::initializer_list<const char*> names) {
 }
 
 inline Float float_of(const std::string& name) { return choice<Float>(name, {"float16", "bfloat16", "float32"}); }
+inline Held held_of(const std::string& name) { return choice<Held>(name, {"f16", "f32", "int8"}); }
 inline Gate gate_of(const std::string& name) { return choice<Gate>(name, {"relu2", "silu", "gelu"}); }
 
 }  // namespace bitnet

@@ -7,16 +7,25 @@
 namespace bitnet {
 namespace {
 
+constexpr float kLeast = 1e-30f;  // what is smaller in size is held as zero by int8
+
 // A key among the positions of a page, which stand side by side.
 template <typename T>
 void put_column(T* keys, const T* key, size_t size, size_t slot) {
     for (size_t i = 0; i < size; ++i) keys[i * kPositions + slot] = key[i];
 }
 
+// As int8; gives the scale, which is not a number where an input is none.
+float shrink(const Kernels& kernels, const float* x, size_t size, int8_t* out) {
+    const float largest = kernels.largest(x, size);
+    kernels.quantize(x, largest < kLeast ? 0.0f : 127.0f / largest, size, out);
+    return largest < kLeast ? 0.0f : largest / 127.0f;
+}
+
 }  // namespace
 
 size_t Engine::head_offset(size_t layer, size_t kv_head) const {
-    return (layer * shape_.kv_heads + kv_head) * head_bytes(shape_.head_size, shape_.wide_pages);
+    return (layer * shape_.kv_heads + kv_head) * head_bytes(shape_.head_size, shape_.held);
 }
 
 // One head at the position of a token of the batch, with its norm, if it has one.
@@ -45,13 +54,20 @@ void Engine::write_token(size_t index, size_t token, const Sequence& sequence, c
         const size_t at = (token * shape_.kv_heads + kv_head) * size;
         uint8_t* to = page + head_offset(index, kv_head);
         turn(ropes_[layer.rope], token, layer.vectors[kKNorm], keys + at, turned);
-        if (shape_.wide_pages) {
+        uint8_t* value = to + width_of(shape_.held) * (size * kPositions + slot * padded);
+        if (shape_.held == Held::f32) {
             put_column(reinterpret_cast<float*>(to), turned, size, slot);
-            std::memcpy(to + 4 * (size * kPositions + slot * padded), values + at, size * sizeof(float));
+            std::memcpy(value, values + at, size * sizeof(float));
+        } else if (shape_.held == Held::int8) {
+            int8_t digits[kHead];
+            float* scales = reinterpret_cast<float*>(to + kPositions * (size + padded));
+            scales[slot] = shrink(kernels_, turned, size, digits);
+            put_column(reinterpret_cast<int8_t*>(to), digits, size, slot);
+            scales[kPositions + slot] = shrink(kernels_, values + at, size, reinterpret_cast<int8_t*>(value));
         } else {
             kernels_.narrow(turned, size, half);
             put_column(reinterpret_cast<uint16_t*>(to), half, size, slot);
-            kernels_.narrow(values + at, size, reinterpret_cast<uint16_t*>(to) + size * kPositions + slot * padded);
+            kernels_.narrow(values + at, size, reinterpret_cast<uint16_t*>(value));
         }
     }
 }
@@ -83,7 +99,7 @@ void Engine::attend_unit(size_t index, const Unit& unit, size_t kv_head, const f
                          scratch.last,
                          pages_.data() + sequence.table,
                          head_offset(index, kv_head),
-                         shape_.wide_pages,
+                         shape_.held,
                          scratch.mixed,
                          scratch.weights,
                          scratch.peak,

@@ -45,12 +45,15 @@ float sum_of(__m256 values) {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
+// Vectors of 8 rows that a pass takes with one token to four; measured.
 #if defined(__AVXVNNI__)
+constexpr size_t kPass[] = {8, 4, 2, 2};
 constexpr size_t kRun = size_t(-1);  // blocks that a partial sum may hold
 
 __m256i gather(__m256i sum, __m256i digits, __m256i inputs) { return _mm256_dpbusd_avx_epi32(sum, digits, inputs); }
 __m256i widened(__m256i partial) { return partial; }
 #else
+constexpr size_t kPass[] = {8, 2, 1, 1};
 // Sums of two products of a digit are at most 2 * 2 * 128 in size: sixteen bits hold sixty-three of them.
 constexpr size_t kRun = 15;
 
@@ -101,20 +104,20 @@ void ternary_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t s
         for (size_t t = 0; t < T; ++t) store(out + t * kRows + 8 * p, totals[p][t]);
 }
 
-// Passes over the group, each as wide as the registers hold sums for.
-template <size_t P, size_t T>
+template <size_t T>
 void ternary_passes(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
                     int32_t* out) {
-    for (size_t p = 0; p < 8; p += P) ternary_tile<P, T>(group + 32 * p, blocks, x, stride, start, out + 8 * p);
+    constexpr size_t wide = kPass[T - 1];
+    for (size_t p = 0; p < 8; p += wide) ternary_tile<wide, T>(group + 32 * p, blocks, x, stride, start, out + 8 * p);
 }
 
 void ternary(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
              int32_t* out) {
     switch (tokens) {
-        case 1: return ternary_passes<8, 1>(group, blocks, x, stride, start, out);
-        case 2: return ternary_passes<4, 2>(group, blocks, x, stride, start, out);
-        case 3: return ternary_passes<2, 3>(group, blocks, x, stride, start, out);
-        case 4: return ternary_passes<2, 4>(group, blocks, x, stride, start, out);
+        case 1: return ternary_passes<1>(group, blocks, x, stride, start, out);
+        case 2: return ternary_passes<2>(group, blocks, x, stride, start, out);
+        case 3: return ternary_passes<3>(group, blocks, x, stride, start, out);
+        case 4: return ternary_passes<4>(group, blocks, x, stride, start, out);
     }
 }
 
@@ -350,6 +353,7 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 }
 
 #include "avx2_attention.h"
+#include "avx2_packing.h"
 #include "avx2_spread.h"
 
 }  // namespace
@@ -359,7 +363,8 @@ const Kernels kAvxVnni = {"avxvnni",
 #else
 const Kernels kAvx2 = {"avx2",
 #endif
-                          Order::two_bits, 4,       ternary,  nullptr, nullptr,  bytes, dense,  spread, finish,
-                          norm,            largest, quantize, split,   activate, widen, narrow, attend};
+                          Order::two_bits, 4,      ternary, nullptr,       nullptr,  bytes, dense,
+                          spread,          finish, norm,    largest,       quantize, split, activate,
+                          widen,           narrow, attend,  unpack_digits, place};
 
 }  // namespace bitnet

@@ -1,15 +1,18 @@
 // The attention of avx2.cpp, which includes it where its own functions are known.
 constexpr size_t kLanes = 8;
 
-// Elements from the `index`-th on of what a page holds: W for float32, else float16.
-template <bool W>
+// Elements from the `index`-th on of what a page holds, as they stand there.
+template <Held H>
 __m256 held(const uint8_t* data, size_t index) {
-    if (W) return _mm256_loadu_ps(reinterpret_cast<const float*>(data) + index);
+    if (H == Held::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(data) + index);
+    if (H == Held::int8)
+        return _mm256_cvtepi32_ps(
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(data + index))));
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data + 2 * index)));
 }
 
 // Scores of R rows at a page's 32 positions, which stand side by side.
-template <bool W, size_t R>
+template <Held H, size_t R>
 void scores(const Attention& call, size_t row, const uint8_t* keys) {
     __m256 sums[R][4];
 #pragma GCC unroll 2
@@ -23,7 +26,7 @@ void scores(const Attention& call, size_t row, const uint8_t* keys) {
         for (size_t r = 0; r < R; ++r) query[r] = _mm256_set1_ps(queries[r * call.padded + i]);
 #pragma GCC unroll 4
         for (size_t v = 0; v < 4; ++v) {
-            const __m256 key = held<W>(keys, i * kPositions + 8 * v);
+            const __m256 key = held<H>(keys, i * kPositions + 8 * v);
 #pragma GCC unroll 2
             for (size_t r = 0; r < R; ++r) sums[r][v] = _mm256_fmadd_ps(query[r], key, sums[r][v]);
         }
@@ -54,7 +57,7 @@ float soften(const Attention& call, size_t row, size_t from, size_t to) {
 }
 
 // Values of positions `from` to before `to`, weighted, onto V times 8 elements of what R rows have mixed.
-template <bool W, size_t R, size_t V>
+template <Held H, size_t R, size_t V>
 void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t at, const float* fades, size_t from,
               size_t to) {
     __m256 sums[R][V];
@@ -71,7 +74,7 @@ void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t a
         for (size_t r = 0; r < R; ++r) weight[r] = _mm256_set1_ps(weights[r * kPositions + position]);
 #pragma GCC unroll 4
         for (size_t v = 0; v < V; ++v) {
-            const __m256 value = held<W>(values, position * call.padded + at + 8 * v);
+            const __m256 value = held<H>(values, position * call.padded + at + 8 * v);
 #pragma GCC unroll 2
             for (size_t r = 0; r < R; ++r) sums[r][v] = _mm256_fmadd_ps(weight[r], value, sums[r][v]);
         }
@@ -90,4 +93,10 @@ constexpr size_t kTall = 2, kLow = 2;
 
 #include "attention_pages.h"
 
-void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : attend_over<false>(*call); }
+void attend(const Attention* call) {
+    switch (call->held) {
+        case Held::f16: return attend_over<Held::f16>(*call);
+        case Held::f32: return attend_over<Held::f32>(*call);
+        case Held::int8: return attend_over<Held::int8>(*call);
+    }
+}

@@ -9,6 +9,6 @@ void store(float* to, __m256 values) { _mm256_storeu_ps(to, values); }
 
 void spread(const uint8_t* rows, Float kind, size_t rank, const float* weights, size_t stride, size_t tokens,
             float* out) {
-    if (kind == Float::f16) return spread_over<false>(rows, rank, weights, stride, tokens, out);
-    spread_over<true>(rows, rank, weights, stride, tokens, out);
+    if (kind == Float::f16) return spread_over<Held::f16>(rows, rank, weights, stride, tokens, out);
+    spread_over<Held::f32>(rows, rank, weights, stride, tokens, out);
 }

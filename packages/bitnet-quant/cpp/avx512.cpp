@@ -341,6 +341,8 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 }
 
 #include "avx512_attention.h"
+#include "avx512_packing.h"
+#include "avx512_planes.h"
 #include "avx512_spread.h"
 
 }  // namespace
@@ -348,12 +350,12 @@ void narrow(const float* x, size_t count, uint16_t* out) {
 #if defined(__AVX512VBMI__)
 const Kernels kAvx512Vbmi = {"avx512vbmi",
                              Order::five_bits,
-                             4,
+                             12,
                              five_bits,
                              expand,
                              two_bits,
 #else
-const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, nullptr,
+const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr,       nullptr,
 #endif
                              bytes,
                              dense,
@@ -366,6 +368,9 @@ const Kernels kAvx512 = {"avx512", Order::two_bits, kTokens, two_bits, nullptr, 
                              activate,
                              widen,
                              narrow,
-                             attend};
+                             attend,
+                             unpack_digits,
+                             place,
+                             &kPlaneKernels};
 
 }  // namespace bitnet

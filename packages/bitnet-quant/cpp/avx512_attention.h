@@ -1,22 +1,25 @@
 // The attention of avx512.cpp, which includes it where its own functions are known.
 constexpr size_t kLanes = 16;
 
-// Elements from the `index`-th on of what a page holds: W for float32, else float16.
-template <bool W>
+// Elements from the `index`-th on of what a page holds, as they stand there.
+template <Held H>
 __m512 held(const uint8_t* data, size_t index) {
-    if (W) return _mm512_loadu_ps(data + 4 * index);
+    if (H == Held::f32) return _mm512_loadu_ps(data + 4 * index);
+    if (H == Held::int8)
+        return _mm512_cvtepi32_ps(
+            _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data + index))));
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(data + 2 * index)));
 }
 
 // Scores of R rows at a page's 32 positions, which stand side by side.
-template <bool W, size_t R>
+template <Held H, size_t R>
 void scores(const Attention& call, size_t row, const uint8_t* keys) {
     __m512 sums[R][2];
 #pragma GCC unroll 8
     for (size_t r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     const float* queries = call.queries + row * call.padded;
     for (size_t i = 0; i < call.size; ++i) {
-        const __m512 low = held<W>(keys, i * kPositions), high = held<W>(keys, i * kPositions + 16);
+        const __m512 low = held<H>(keys, i * kPositions), high = held<H>(keys, i * kPositions + 16);
 #pragma GCC unroll 8
         for (size_t r = 0; r < R; ++r) {
             const __m512 query = _mm512_set1_ps(queries[r * call.padded + i]);
@@ -52,7 +55,7 @@ float soften(const Attention& call, size_t row, size_t from, size_t to) {
 }
 
 // Values of positions `from` to before `to`, weighted, onto what R rows have mixed: 32 elements at a time.
-template <bool W, size_t R, size_t V>
+template <Held H, size_t R, size_t V>
 void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t at, const float* fades, size_t from,
               size_t to) {
     __m512 sums[R][V];
@@ -66,7 +69,7 @@ void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t a
     for (size_t position = from; position < to; ++position) {
         __m512 value[V];
 #pragma GCC unroll 2
-        for (size_t v = 0; v < V; ++v) value[v] = held<W>(values, position * call.padded + at + 16 * v);
+        for (size_t v = 0; v < V; ++v) value[v] = held<H>(values, position * call.padded + at + 16 * v);
 #pragma GCC unroll 8
         for (size_t r = 0; r < R; ++r) {
             const __m512 weight = _mm512_set1_ps(weights[r * kPositions + position]);
@@ -90,4 +93,10 @@ constexpr size_t kTall = 8, kLow = 4;
 
 #include "attention_pages.h"
 
-void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : attend_over<false>(*call); }
+void attend(const Attention* call) {
+    switch (call->held) {
+        case Held::f16: return attend_over<Held::f16>(*call);
+        case Held::f32: return attend_over<Held::f32>(*call);
+        case Held::int8: return attend_over<Held::int8>(*call);
+    }
+}

@@ -16,24 +16,23 @@ constexpr Tables make_tables() {
 
 alignas(64) constexpr Tables kTables = make_tables();
 
-// 64 rows times T tokens: the numbers of 16 rows become bytes, and each byte is looked up three times.
-
+// The numbers of 16 rows as bytes.
 __m512i numbers_of(const uint8_t* packed) {
     const __m512i spread = _mm512_permutexvar_epi8(load(kTables.spread), _mm512_maskz_loadu_epi64(0x1f, packed));
     return _mm512_multishift_epi64_epi8(load(kTables.shifts), spread);
 }
 
-// 64 rows times T tokens: the numbers of 16 rows become bytes, and each byte is looked up three times.
-template <size_t T>
+// P times 16 rows times T tokens: each number is looked up three times, once for all tokens.
+template <size_t P, size_t T>
 void five_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
                     int32_t* out) {
     constexpr size_t chains = T == 1 ? 3 : 1;  // one token alone would wait for its own sums
     const __m512i digits[3] = {load(kTables.digits[0]), load(kTables.digits[1]), load(kTables.digits[2])};
-    __m512i sums[chains][T][4];
-#pragma GCC unroll 4
+    __m512i sums[chains][T][P];
+#pragma GCC unroll 12
     for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 4
-        for (size_t p = 0; p < 4; ++p) {
+        for (size_t p = 0; p < P; ++p) {
             sums[0][t][p] = _mm512_set1_epi32(start[t]);
             for (size_t c = 1; c < chains; ++c) sums[c][t][p] = _mm512_setzero_si512();
         }
@@ -41,41 +40,57 @@ void five_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t
 #pragma GCC unroll 3
         for (size_t line = 0; line < 3; ++line)
             _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 64 * line, _MM_HINT_T0);
-        __m512i numbers[4];
+        __m512i numbers[P];
 #pragma GCC unroll 4
-        for (size_t p = 0; p < 4; ++p) numbers[p] = numbers_of(group + 40 * p);
+        for (size_t p = 0; p < P; ++p) numbers[p] = numbers_of(group + 40 * p);
 #pragma GCC unroll 3
         for (size_t f = 0; f < 3; ++f) {
-            __m512i weights[4];
+            __m512i weights[P];
 #pragma GCC unroll 4
-            for (size_t p = 0; p < 4; ++p) weights[p] = _mm512_permutexvar_epi8(numbers[p], digits[f]);
-#pragma GCC unroll 4
+            for (size_t p = 0; p < P; ++p) weights[p] = _mm512_permutexvar_epi8(numbers[p], digits[f]);
+#pragma GCC unroll 12
             for (size_t t = 0; t < T; ++t) {
                 const __m512i inputs = broadcast4(x + t * stride + 4 * f);
 #pragma GCC unroll 4
-                for (size_t p = 0; p < 4; ++p) {
+                for (size_t p = 0; p < P; ++p) {
                     __m512i& sum = sums[f % chains][t][p];
                     sum = _mm512_dpbusd_epi32(sum, weights[p], inputs);
                 }
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 12
     for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 4
-        for (size_t p = 0; p < 4; ++p) {
+        for (size_t p = 0; p < P; ++p) {
             for (size_t c = 1; c < chains; ++c) sums[0][t][p] = _mm512_add_epi32(sums[0][t][p], sums[c][t][p]);
             _mm512_storeu_si512(out + t * kRows + 16 * p, sums[0][t][p]);
         }
 }
 
+// Many tokens fill the registers with sums of half the rows.
+template <size_t T>
+void five_bits_halves(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
+                      int32_t* out) {
+    five_bits_tile<2, T>(group, blocks, x, stride, start, out);
+    five_bits_tile<2, T>(group + 80, blocks, x, stride, start, out + 32);
+}
+
 void five_bits(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, size_t tokens, const int32_t* start,
                int32_t* out) {
     switch (tokens) {
-        case 1: return five_bits_tile<1>(group, blocks, x, stride, start, out);
-        case 2: return five_bits_tile<2>(group, blocks, x, stride, start, out);
-        case 3: return five_bits_tile<3>(group, blocks, x, stride, start, out);
-        case 4: return five_bits_tile<4>(group, blocks, x, stride, start, out);
+        case 1: return five_bits_tile<4, 1>(group, blocks, x, stride, start, out);
+        case 2: return five_bits_tile<4, 2>(group, blocks, x, stride, start, out);
+        case 3: return five_bits_tile<4, 3>(group, blocks, x, stride, start, out);
+        case 4: return five_bits_halves<4>(group, blocks, x, stride, start, out);
+        case 5: return five_bits_halves<5>(group, blocks, x, stride, start, out);
+        case 6: return five_bits_halves<6>(group, blocks, x, stride, start, out);
+        case 7: return five_bits_halves<7>(group, blocks, x, stride, start, out);
+        case 8: return five_bits_halves<8>(group, blocks, x, stride, start, out);
+        case 9: return five_bits_halves<9>(group, blocks, x, stride, start, out);
+        case 10: return five_bits_halves<10>(group, blocks, x, stride, start, out);
+        case 11: return five_bits_halves<11>(group, blocks, x, stride, start, out);
+        case 12: return five_bits_halves<12>(group, blocks, x, stride, start, out);
     }
 }
 

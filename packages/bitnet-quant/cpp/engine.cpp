@@ -45,7 +45,8 @@ Engine::Engine(const Kernels& kernels, size_t threads, const Shape& shape)
       layers_(shape.layers),
       rows_(threads),
       groups_(threads),
-      scores_(threads) {}
+      scores_(threads),
+      head_(kernels, pool_) {}
 
 void Engine::add_rope(std::vector<double> frequencies, double magnitude) {
     ropes_.push_back({std::move(frequencies), magnitude});
@@ -91,6 +92,8 @@ size_t Engine::lay_out(uint8_t* memory, const Matrix& head) {
                            parts.take<int64_t>(queries),
                            parts.take<int64_t>(queries)};
     }
+    const bool planes = head.kind == Matrix::Kind::planes;
+    head_.use(planes ? parts.take<uint8_t>(head_.scratch_bytes(head.extent)) : nullptr, head.extent);
     return parts.used();
 }
 
@@ -178,7 +181,7 @@ void Engine::multiply_dense(const Work& work, size_t group, size_t token, size_t
 // Sums of some tokens over a group; over its expanded form, where there is one.
 void Engine::multiply_tile(const Work& work, size_t group, const uint8_t* expanded, size_t token, size_t count,
                            bool add, float* out, size_t stride) const {
-    alignas(64) int32_t sums[kTokens * kRows];
+    alignas(64) int32_t sums[kMost * kRows];
     const Matrix& matrix = *work.matrix;
     const Extent& extent = matrix.extent;
     const size_t planes = matrix.planes, first = token * planes, padded = extent.padded();
@@ -204,7 +207,7 @@ void Engine::multiply_group(size_t thread, const Work& work, size_t group, size_
     const Extent& extent = matrix.extent;
     const size_t first = group * kRows, rows = std::min(kRows, extent.rows - first);
     const bool ternary = matrix.kind == Matrix::Kind::ternary;
-    const bool expands = ternary && kernels_.expand && tokens * matrix.planes > 2 * kernels_.few;
+    const bool expands = ternary && kernels_.expand && tokens * matrix.planes > kernels_.few;
     if (expands)
         for (size_t segment = 0; segment < extent.segments; ++segment)
             kernels_.expand(
@@ -216,7 +219,7 @@ void Engine::multiply_group(size_t thread, const Work& work, size_t group, size_
     // Whole groups go straight to where they belong; x plus 1 times a sum is x plus the sum.
     const bool direct = matrix.kind != Matrix::Kind::dense && rows == kRows && !matrix.bias &&
                         (!work.add || shape_.residual_scale == 1.0f);
-    alignas(64) float sums[kTokens * kRows];
+    alignas(64) float sums[kMost * kRows];
     for (size_t token = 0; token < tokens; token += tile) {
         const size_t count = std::min(tile, tokens - token);
         const uint8_t* expanded = expands ? groups_[thread] : nullptr;
@@ -364,8 +367,12 @@ void Engine::feed(size_t index, float* x) {
     });
 }
 
-void Engine::head(const Matrix& matrix, const float* states, size_t tokens, float* logits) {
-    const size_t columns = matrix.extent.columns, rows = matrix.extent.rows;
+void Engine::head(const Matrix& matrix, const float* states, std::span<const Reach> reaches, float* logits) {
+    const size_t columns = matrix.extent.columns, rows = matrix.extent.rows, tokens = reaches.size();
+    const bool planes = matrix.kind == Matrix::Kind::planes;
+    const HeadWeights weights{matrix.extent, matrix.data, matrix.scale, matrix.rest};
+    const HeadInputs inputs{inputs_[0].digits, inputs_[0].divisors, inputs_[0].starts};
+    head_.begin();
     pool_.run([&](size_t thread) {
         for (size_t first = 0; first < tokens; first += kChunk) {
             const size_t count = std::min(kChunk, tokens - first);
@@ -374,7 +381,10 @@ void Engine::head(const Matrix& matrix, const float* states, size_t tokens, floa
                 prepare(matrix, inputs_[0], states + (first + token) * columns, token, nullptr);
             pool_.meet();
             const Work work{&matrix, &inputs_[0], logits + first * rows, rows, false};
-            multiply(thread, {&work, 1}, count);
+            if (planes)
+                head_.multiply(thread, weights, inputs, reaches.subspan(first, count), work.out);
+            else
+                multiply(thread, {&work, 1}, count);
             pool_.meet();
         }
     });

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "adapters.h"
+#include "head.h"
 #include "kernels.h"
 #include "layout.h"
 #include "pool.h"
@@ -24,14 +25,14 @@ inline size_t padded_to(size_t count, size_t unit) { return (count + unit - 1) /
 struct Shape {
     size_t hidden = 0, ffn = 0, layers = 0, heads = 0, kv_heads = 0, head_size = 0;
     Gate gate = Gate::relu2;
-    bool wide_pages = false;  // float32 keys and values
+    Held held = Held::f16;  // keys and values
     double norm_eps = 0, sub_norm_eps = 0;
     float query_scale = 1, embedding_scale = 1, residual_scale = 1;
 };
 
 // A weight that tokens are multiplied by; the memory is the caller's.
 struct Matrix {
-    enum class Kind : uint8_t { none, ternary, bytes, dense };
+    enum class Kind : uint8_t { none, ternary, bytes, planes, dense };
     Kind kind = Kind::none;
     Float stored = Float::f32;  // of a dense one
     size_t planes = 1;          // int8 digits of an input: 1, or 3 for inputs that are floats
@@ -41,6 +42,7 @@ struct Matrix {
     bool scale_each = false;
     const float* norm = nullptr;  // of the projection's own input
     const float* bias = nullptr;
+    const float* rest = nullptr;  // of one in planes: see planes.h
 };
 
 // The seven projections of a layer, and its norms; the sub norms stand before o and down.
@@ -79,8 +81,9 @@ struct Sequence {
 };
 
 // Bytes of keys and values of one head in a page; heads of a layer, then layers, follow each other.
-inline size_t head_bytes(size_t head_size, bool wide) {
-    return (wide ? 4 : 2) * kPositions * (head_size + padded_to(head_size, 16));
+inline size_t head_bytes(size_t head_size, Held held) {
+    const size_t scales = held == Held::int8 ? 2 * sizeof(float) : 0;  // of a position
+    return kPositions * (width_of(held) * (head_size + padded_to(head_size, 16)) + scales);
 }
 
 class Engine {
@@ -117,7 +120,9 @@ public:
     void attend(size_t layer, const float* queries, const float* keys, const float* values, float* attended);
     void merge(size_t layer, float* x, const float* attended);
     void feed(size_t layer, float* x);
-    void head(const Matrix& matrix, const float* states, size_t tokens, float* logits);
+    // Logits within the reach of each token are what they are without one, to the bit; others may be minus infinity.
+    void head(const Matrix& matrix, const float* states, std::span<const Reach> reaches, float* logits);
+    const Head& last_head() const { return head_; }
 
 private:
     // Rows of inputs as a matrix multiplies them: floats, or digits of one or more planes.
@@ -185,6 +190,7 @@ private:
     std::vector<std::pair<float*, float*>> rows_;                // two of the widest rows, a thread
     std::vector<uint8_t*> groups_;                               // an expanded one a thread
     std::vector<Scores> scores_;
+    Head head_;
 };
 
 }  // namespace bitnet

@@ -33,17 +33,19 @@ struct Stored {
     ptrdiff_t stride;
 };
 
-enum class Wire : uint8_t { i2_s_128, i2_s_64, hf_rows, tq1_0, tq2_0, q2_0_64, q2_0_128 };
-
 bool wire_of(std::string_view name, Wire& found);
 
-// Packs into `out` (groups * group_bytes); false where bits say what no code says.
-bool pack_ternary(Pool& pool, Wire wire, const Stored& from, const Extent& extent, uint8_t* out);
+// Packs into `out` (groups * group_bytes), in the kernels' order; false where bits say what no code says.
+bool pack_ternary(Pool& pool, const Kernels& kernels, Wire wire, const Stored& from, const Extent& extent,
+                  uint8_t* out);
 
 // Rows of floats as int8 with a scale each, largest magnitude over 127: `out` has 64 * columns bytes a group, with
 // columns rounded up to 16, and `scale` 64 floats a group.
 void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, size_t count, size_t columns,
                 int8_t* out, float* scale);
+
+// A row of floats as int8: gives the scale, which is the largest magnitude over 127. `values` is scratch of its length.
+float int8_row(const Kernels& kernels, const uint8_t* row, Float kind, size_t columns, float* values, int8_t* out);
 
 // One row of a packed matrix as floats, times a factor.
 void unpack_row(const uint8_t* packed, const Extent& extent, const float* scale, bool scale_each, size_t row,

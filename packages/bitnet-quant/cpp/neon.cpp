@@ -241,6 +241,7 @@ const Kernels kNeon = {"neon",
                        neon::dense,     neon::spread,   neon::finish,
                        neon::norm,      neon::largest,  neon::quantize,
                        neon::split,     neon::activate, neon::widen,
-                       neon::narrow,    neon::attend};
+                       neon::narrow,    neon::attend,   neon::unpack,
+                       neon::place};
 
 }  // namespace bitnet

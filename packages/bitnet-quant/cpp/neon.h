@@ -18,5 +18,7 @@ void activate(Gate kind, float* gate, const float* up, size_t count);
 void widen(const uint8_t* data, Float kind, float scale, size_t count, float* out);
 void narrow(const float* x, size_t count, uint16_t* out);
 void attend(const Attention* call);
+void unpack(Wire wire, const uint8_t* from, ptrdiff_t stride, size_t count, size_t field, uint8_t* out);
+uint32_t place(const uint8_t* digits, size_t stride, size_t columns, uint8_t* out);
 
 }  // namespace bitnet::neon

@@ -7,15 +7,20 @@ namespace {
 
 constexpr size_t kLanes = 4;
 
-// Elements from the `index`-th on of what a page holds: W for float32, else float16.
-template <bool W>
+// Elements from the `index`-th on of what a page holds, as they stand there.
+template <Held H>
 float32x4_t held(const uint8_t* data, size_t index) {
-    if constexpr (W) return vld1q_f32(reinterpret_cast<const float*>(data) + index);
+    if constexpr (H == Held::f32) return vld1q_f32(reinterpret_cast<const float*>(data) + index);
+    if constexpr (H == Held::int8) {
+        uint64_t four = 0;
+        __builtin_memcpy(&four, data + index, 4);
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
+    }
     return from_half(vld1_u16(reinterpret_cast<const uint16_t*>(data) + index));
 }
 
 // Scores of R rows at a page's 32 positions, which stand side by side.
-template <bool W, size_t R>
+template <Held H, size_t R>
 void scores(const Attention& call, size_t row, const uint8_t* keys) {
     float32x4_t sums[R][8];
 #pragma GCC unroll 2
@@ -29,7 +34,7 @@ void scores(const Attention& call, size_t row, const uint8_t* keys) {
         for (size_t r = 0; r < R; ++r) query[r] = vdupq_n_f32(queries[r * call.padded + i]);
 #pragma GCC unroll 8
         for (size_t v = 0; v < 8; ++v) {
-            const float32x4_t key = held<W>(keys, i * kPositions + 4 * v);
+            const float32x4_t key = held<H>(keys, i * kPositions + 4 * v);
 #pragma GCC unroll 2
             for (size_t r = 0; r < R; ++r) sums[r][v] = vfmaq_f32(sums[r][v], query[r], key);
         }
@@ -61,7 +66,7 @@ float soften(const Attention& call, size_t row, size_t from, size_t to) {
 }
 
 // Values of positions `from` to before `to`, weighted, onto V times 4 elements of what R rows have mixed.
-template <bool W, size_t R, size_t V>
+template <Held H, size_t R, size_t V>
 void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t at, const float* fades, size_t from,
               size_t to) {
     float32x4_t sums[R][V];
@@ -78,7 +83,7 @@ void mix_part(const Attention& call, size_t row, const uint8_t* values, size_t a
         for (size_t r = 0; r < R; ++r) weight[r] = vdupq_n_f32(weights[r * kPositions + position]);
 #pragma GCC unroll 8
         for (size_t v = 0; v < V; ++v) {
-            const float32x4_t value = held<W>(values, position * call.padded + at + 4 * v);
+            const float32x4_t value = held<H>(values, position * call.padded + at + 4 * v);
 #pragma GCC unroll 2
             for (size_t r = 0; r < R; ++r) sums[r][v] = vfmaq_f32(sums[r][v], weight[r], value);
         }
@@ -98,6 +103,12 @@ constexpr size_t kTall = 2, kLow = 2;
 
 }  // namespace
 
-void attend(const Attention* call) { call->wide ? attend_over<true>(*call) : attend_over<false>(*call); }
+void attend(const Attention* call) {
+    switch (call->held) {
+        case Held::f16: return attend_over<Held::f16>(*call);
+        case Held::f32: return attend_over<Held::f32>(*call);
+        case Held::int8: return attend_over<Held::int8>(*call);
+    }
+}
 
 }  // namespace bitnet::neon

@@ -75,6 +75,64 @@ void bytes(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, 
         }
 }
 
+// Column `column` of a row of nibbles, and of a row of a plane.
+unsigned nibble_at(const uint8_t* row, size_t column) {
+    return row[column / 128 * 64 + column % 64] >> (column % 128 / 64 * 4) & 15;
+}
+
+unsigned bit_at(const uint8_t* row, size_t plane, size_t column) {
+    const size_t b = column % 128 / 16;
+    return row[column / 128 * 16 + column % 16] >> ((b + plane) % 4 + b / 4 * 4) & 1;
+}
+
+void coarse(const uint8_t* nibbles, const uint8_t* bits, size_t blocks, const int8_t* x, size_t stride, size_t tokens,
+            int32_t* out) {
+    const size_t columns = blocks * kPlaneColumns;
+    for (size_t token = 0; token < tokens; ++token)
+        for (size_t row = 0; row < kRows; ++row) {
+            int32_t sum = 0;
+            for (size_t column = 0; column < columns; ++column) {
+                unsigned number = nibble_at(nibbles + row * columns / 2, column);
+                if (bits) number = 2 * number + bit_at(bits + row * columns / 8, 0, column);
+                sum += int32_t(number) * x[token * stride + column];
+            }
+            out[token * kRows + row] = sum;
+        }
+}
+
+void plane_bits(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks, const int8_t* x, size_t stride,
+                int32_t* out) {
+    for (size_t row = 0; row < count; ++row)
+        for (size_t token = 0; token < 2; ++token) {
+            int32_t sum = 0;
+            for (size_t column = 0; column < blocks * kPlaneColumns; ++column)
+                sum += int32_t(bit_at(rows[row], plane, column)) * x[token * stride + column];
+            out[2 * row + token] = sum;
+        }
+}
+
+void whole(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
+           size_t tokens, const int32_t* start, int32_t* sums, uint8_t* scratch) {
+    const size_t columns = blocks * kPlaneColumns;
+    for (size_t row = 0; row < kRows; ++row) {
+        for (size_t column = 0; column < columns; ++column) {
+            unsigned number = nibble_at(nibbles + row * columns / 2, column);
+            for (size_t plane = 0; plane < kPlanes; ++plane)
+                number = 2 * number + bit_at(bits + plane * next + row * columns / 8, plane, column);
+            scratch[column] = uint8_t(number);
+        }
+        for (size_t token = 0; token < tokens; ++token) {
+            int32_t sum = start[token] * 128;
+            for (size_t column = 0; column < columns; ++column) sum += scratch[column] * x[token * stride + column];
+            sums[token * kRows + row] = sum;
+        }
+    }
+}
+
+#include "planes_packing.h"
+
+constexpr PlaneKernels kPlaneKernels = {coarse, plane_bits, whole, place_planes};
+
 void dense(const uint8_t* data, Float kind, size_t row_bytes, size_t rows, size_t columns, const float* x,
            size_t stride, size_t tokens, float* out) {
     for (size_t token = 0; token < tokens; ++token)
@@ -170,16 +228,23 @@ void narrow(const float* x, size_t count, uint16_t* out) {
     for (size_t i = 0; i < count; ++i) out[i] = to_half(x[i]);
 }
 
+// What a page holds, as it stands there.
+float held(const uint8_t* data, Held kind, size_t index) {
+    if (kind == Held::int8) return float(int8_t(data[index]));
+    return stored(data, kind == Held::f32 ? Float::f32 : Float::f16, index);
+}
+
 // One page for one row: positions from `from` to before `to` of it.
 void attend_page(const Attention& call, size_t row, const uint8_t* keys, size_t from, size_t to) {
     const float* query = call.queries + row * call.padded;
-    const Float kind = call.wide ? Float::f32 : Float::f16;
-    const uint8_t* values = keys + (call.wide ? 4 : 2) * call.size * kPositions;
+    const uint8_t* values = keys + width_of(call.held) * call.size * kPositions;
+    const uint8_t* scales = values + width_of(call.held) * call.padded * kPositions;  // where there are any
     float *mixed = call.mixed + row * call.padded, *weights = call.weights + row * kPositions;
     float peak = call.peak[row];
     for (size_t at = from; at < to; ++at) {
         float score = 0;
-        for (size_t i = 0; i < call.size; ++i) score += query[i] * stored(keys, kind, i * kPositions + at);
+        for (size_t i = 0; i < call.size; ++i) score += query[i] * held(keys, call.held, i * kPositions + at);
+        if (call.held == Held::int8) score *= stored(scales, Float::f32, at);
         weights[at] = score;
         peak = score > peak ? score : peak;
     }
@@ -190,7 +255,8 @@ void attend_page(const Attention& call, size_t row, const uint8_t* keys, size_t 
     for (size_t at = from; at < to; ++at) {
         const float weight = std::exp(weights[at] - peak);
         call.total[row] += weight;
-        for (size_t i = 0; i < call.size; ++i) mixed[i] += weight * stored(values, kind, at * call.padded + i);
+        const float factor = call.held == Held::int8 ? weight * stored(scales, Float::f32, kPositions + at) : weight;
+        for (size_t i = 0; i < call.size; ++i) mixed[i] += factor * held(values, call.held, at * call.padded + i);
     }
 }
 
@@ -211,9 +277,25 @@ void attend(const Attention* call) {
     }
 }
 
+#include "packing.h"
+
+uint32_t place(const uint8_t* digits, size_t stride, size_t columns, uint8_t* out) {
+    uint32_t all = 0;
+    for (size_t column = 0; column < columns; column += 16, out += 256)
+        for (size_t row = 0; row < 16; ++row) {
+            uint32_t fields[4];
+            std::memcpy(fields, digits + row * stride + column, sizeof fields);
+            const uint32_t packed = fields[0] | fields[1] << 2 | fields[2] << 4 | fields[3] << 6;
+            all |= packed & packed >> 1;
+            std::memcpy(out + 4 * row, &packed, sizeof packed);
+        }
+    return all & 0x55555555;  // both bits of a digit
+}
+
 }  // namespace
 
-const Kernels kScalar = {"scalar", Order::two_bits, kTokens,  ternary, nullptr,  nullptr, bytes,  dense,  spread,
-                         finish,   norm,            largest,  quantize, split,   activate, widen,  narrow, attend};
+const Kernels kScalar = {"scalar", Order::two_bits, kTokens, ternary, nullptr,       nullptr,  bytes,
+                         dense,    spread,          finish,  norm,    largest,       quantize, split,
+                         activate, widen,           narrow,  attend,  unpack_digits, place,    &kPlaneKernels};
 
 }  // namespace bitnet

@@ -43,7 +43,7 @@ def test_every_rank_is_the_references(rank: int, isa: str) -> None:
     adapter, tokens = random_adapter(ODD, rank=rank), some_tokens(ODD, 9)
     model = random_model(ODD)
     expected = run(reference.load(model), tokens, adapter)
-    logits = run(BACKEND.load(model, isa=isa, kv="f32"), tokens, adapter)
+    logits = run(BACKEND.load(model, isa=isa, head="f16", kv="f32"), tokens, adapter)
     assert np.abs(logits - expected).max() <= 2e-2 * np.ptp(expected)
     assert np.median(np.abs(logits - expected)) <= 4e-4 * np.ptp(expected)
 
@@ -74,7 +74,7 @@ def test_half_precision_takes_half_the_memory_and_changes_no_number() -> None:
         ("none", {}),
     ):
         pool = Pool(name="test")
-        runner = BACKEND.load(model, memory=pool, kv="f32", threads=1)
+        runner = BACKEND.load(model, memory=pool, head="f16", kv="f32", threads=1)
         run(runner, tokens, random_adapter(SPEC))
         before = pool.stats().in_use
         kept = Adapter(name, weights)
@@ -99,7 +99,7 @@ def test_numbers_of_extreme_sizes_are_the_references() -> None:
         }
         adapter = Adapter("extreme", weights)
         expected = run(reference.load(model), tokens, adapter)
-        logits = run(BACKEND.load(model, kv="f32"), tokens, adapter)
+        logits = run(BACKEND.load(model, head="f16", kv="f32"), tokens, adapter)
         assert np.abs(logits - expected).max() <= 2e-2 * np.ptp(expected)
         assert np.median(np.abs(logits - expected)) <= 4e-4 * np.ptp(expected)
 

@@ -14,11 +14,8 @@ from bitnet_quant.cpu import _native
 
 from .kernel_order import pack_codes, pack_weights
 
-# The instruction sets stand for their orders here: what is packed does not depend on anything else of theirs.
-ORDERS = {_native.Kernels(isa).columns: isa for isa in _native.usable()}
 
-
-def engine(threads: int = 2, unit: int = 16) -> _native.Engine:
+def engine(threads: int = 2, isa: str = "scalar") -> _native.Engine:
     """An engine that only packs."""
     shape = _native.Shape(
         hidden=16,
@@ -28,19 +25,23 @@ def engine(threads: int = 2, unit: int = 16) -> _native.Engine:
         kv_heads=1,
         head_size=16,
         gate="silu",
-        wide_pages=False,
+        held="f16",
         norm_eps=1e-5,
         sub_norm_eps=1e-5,
         query_scale=1.0,
         embedding_scale=1.0,
         residual_scale=1.0,
     )
-    return _native.Engine(ORDERS[unit], threads, shape)
+    return _native.Engine(isa, 1, shape, threads)
 
 
-def packed(tensor: TernaryTensor, segments: int = 1, threads: int = 2, unit: int = 16) -> npt.NDArray[np.uint8]:
+def unit_of(isa: str) -> int:
+    return _native.Kernels(isa).columns
+
+
+def packed(tensor: TernaryTensor, segments: int = 1, threads: int = 2, isa: str = "scalar") -> npt.NDArray[np.uint8]:
     rows, columns = tensor.shape
-    packer = engine(threads, unit)
+    packer = engine(threads, isa)
     out = np.full(packer.ternary_bytes(rows=rows, columns=columns, segments=segments), 255, np.uint8)
     assert packer.pack(tensor.data, tensor.layout, out, rows=rows, columns=columns, segments=segments)
     return out
@@ -50,32 +51,29 @@ def random_codes(rows: int, columns: int) -> npt.NDArray[np.int8]:
     return np.random.default_rng(rows * columns).integers(-1, 2, (rows, columns), dtype=np.int8)
 
 
-@pytest.mark.parametrize("unit", ORDERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 256), (40, 512), (64, 768), (129, 2560)])
-def test_every_layout_gives_the_same_order(layout: str, rows: int, columns: int, unit: int) -> None:
+def test_every_layout_gives_the_same_order(layout: str, rows: int, columns: int, isa: str) -> None:
     codes = random_codes(rows, columns)
     tensor = TernaryTensor.from_codes(codes, layout=layout)
-    np.testing.assert_array_equal(packed(tensor, unit=unit), pack_codes(codes, unit=unit))
+    np.testing.assert_array_equal(packed(tensor, isa=isa), pack_codes(codes, unit=unit_of(isa)))
 
 
 @pytest.mark.parametrize(
     ("layout", "rows", "columns"),
     [("hf_rows", 37, 5460), ("hf_rows", 3, 1), ("hf_rows", 66, 8641), ("i2_s_128", 32, 5460), ("i2_s_64", 16, 100)],
 )
-def test_rows_may_end_anywhere(layout: str, rows: int, columns: int) -> None:
+def test_rows_may_end_anywhere(layout: str, rows: int, columns: int, isa: str) -> None:
     codes = random_codes(rows, columns)
     tensor = TernaryTensor.from_codes(codes, layout=layout)
-    for unit in ORDERS:
-        np.testing.assert_array_equal(packed(tensor, unit=unit), pack_codes(codes, unit=unit))
+    np.testing.assert_array_equal(packed(tensor, isa=isa), pack_codes(codes, unit=unit_of(isa)))
 
 
 @pytest.mark.parametrize(("columns", "segments"), [(256, 2), (300, 3), (270, 9), (24, 8)])
-def test_blocks_of_columns_are_padded_each(columns: int, segments: int) -> None:
+def test_blocks_of_columns_are_padded_each(columns: int, segments: int, isa: str) -> None:
     codes = random_codes(70, columns)
     tensor = TernaryTensor.from_codes(codes)
-    for unit in ORDERS:
-        np.testing.assert_array_equal(packed(tensor, segments, unit=unit), pack_codes(codes, segments, unit))
+    np.testing.assert_array_equal(packed(tensor, segments, isa=isa), pack_codes(codes, segments, unit_of(isa)))
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
@@ -93,16 +91,16 @@ def test_blocks_may_stand_apart_as_in_files() -> None:
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "tq1_0"])
-def test_bits_that_are_no_code_are_found_wherever_they_stand(layout: str) -> None:
+def test_bits_that_are_no_code_are_found_wherever_they_stand(layout: str, isa: str) -> None:
     tensor = TernaryTensor.from_codes(random_codes(8, 256), layout=layout)
     random = np.random.default_rng(0)
     for _ in range(20):
         data = tensor.data.copy()
         row, byte = (int(random.integers(size)) for size in data.shape)
         data[row, byte] |= 3 << 2 * int(random.integers(4))
-        for unit in ORDERS:
-            out = np.zeros(engine(1, unit).ternary_bytes(rows=8, columns=256, segments=1), np.uint8)
-            assert not engine(1, unit).pack(data, layout, out, rows=8, columns=256, segments=1)
+        packer = engine(1, isa)
+        out = np.zeros(packer.ternary_bytes(rows=8, columns=256, segments=1), np.uint8)
+        assert not packer.pack(data, layout, out, rows=8, columns=256, segments=1)
 
 
 def test_rows_of_floats_become_int8_with_a_scale_each() -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import reference, rope
 from .memory import Pool
-from .model import Adapter, Array, Backend, Model, ModelSpec, Rope, Runner, Step, Weight
+from .model import Adapter, Array, Backend, Model, ModelSpec, Reach, Rope, Runner, Step, Weight
 from .tensor import TernaryTensor
 
 
@@ -300,6 +300,23 @@ class BackendSuite:
         logits = dense.astype(np.float64) @ state * case.spec.logit_scale
         np.testing.assert_allclose(run(runner, tokens)[-1], logits, rtol=1e-2, atol=2e-2 * np.abs(logits).max())
 
+    def test_logits_within_reach_are_those_of_a_whole_head(self, case: Case) -> None:
+        runner = self.load(case.model())
+        tokens = some_tokens(case.spec, 6)
+        whole = run(runner, tokens)
+        for reach in (Reach(), Reach(best=3), Reach(margin=float(np.ptp(whole)) / 4), Reach(best=case.spec.vocab_size)):
+            steps = [
+                Step(tokens, runner.new_cache(), "all", reach),
+                Step(tokens, runner.new_cache(), "last", reach),
+                Step(tokens, runner.new_cache(), "last"),
+            ]
+            some, last, plain = runner.forward(steps)
+            alone = logits_of(runner, Step(tokens, runner.new_cache(), "last", reach))
+            assert some is not None
+            for logits, expected in zip([*some, last, alone], [*whole, whole[-1], whole[-1]], strict=True):
+                assert_within_reach(logits, expected, reach)
+            np.testing.assert_array_equal(plain, whole[-1])
+
     def test_a_step_that_cannot_run_changes_nothing(self, case: Case) -> None:
         runner = self.load(case.model())
         cache, closed = runner.new_cache(), runner.new_cache()
@@ -385,6 +402,14 @@ def _refusal_of(runner: Runner, steps: Sequence[Step]) -> str:
     except ValueError as error:
         return str(error)
     return "accepted"
+
+
+def assert_within_reach(logits: Array | None, whole: Array, reach: Reach) -> None:
+    """That logits are those of the whole head wherever they are within reach, and those or -inf elsewhere."""
+    assert logits is not None
+    lowest = min(np.sort(whole)[-reach.best], whole.max() - np.float32(reach.margin))
+    expected = np.where((whole >= lowest) | (logits != -np.inf), whole, -np.inf)
+    np.testing.assert_array_equal(logits, expected)
 
 
 def some_tokens(spec: ModelSpec, count: int, seed: int = 1) -> npt.NDArray[np.int32]:

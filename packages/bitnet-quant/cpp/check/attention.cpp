@@ -9,18 +9,20 @@ namespace bitnet::check {
 namespace {
 
 constexpr size_t kPages = 3, kOffset = 64;
+constexpr const char* kHeld[] = {"f16", "f32", "int8"};
 constexpr float kNothing = std::numeric_limits<float>::quiet_NaN();
 
 // A call's numbers: those of a page are keys (size, positions), then values (positions, padded).
 struct Scene {
     size_t rows, size, padded;
-    bool wide;
+    Held held;
+    std::vector<float> scales;  // of each page's keys, then its values
     std::vector<float> queries;
     std::vector<float> pages[kPages];
     std::vector<int64_t> first, last;
 
-    Scene(size_t rows, size_t size, bool wide, uint64_t seed)
-        : rows(rows), size(size), padded((size + 15) / 16 * 16), wide(wide), queries(rows * padded) {
+    Scene(size_t rows, size_t size, Held held, uint64_t seed)
+        : rows(rows), size(size), padded((size + 15) / 16 * 16), held(held), queries(rows * padded) {
         Chance chance(seed);
         for (size_t row = 0; row < rows; ++row) {
             for (size_t i = 0; i < size; ++i)
@@ -32,6 +34,7 @@ struct Scene {
             page.resize(kPositions * (size + padded));
             for (float& value : page) value = 2 * chance.fraction();
         }
+        for (size_t i = 0; i < kPages * 2 * kPositions; ++i) scales.push_back(0.01f + chance.fraction() / 200);
         for (int64_t position = 0; position < int64_t(kPages * kPositions); ++position)
             if (!seen_by_any(position)) put(position, kNothing);
     }
@@ -60,9 +63,13 @@ struct Scene {
         const size_t at = size_t(position) % kPositions;
         for (size_t i = 0; i < size; ++i) page[i * kPositions + at] = value;
         for (size_t i = 0; i < padded; ++i) page[kPositions * size + at * padded + i] = value;
+        float* scale = scales.data() + size_t(position) / kPositions * 2 * kPositions + at;
+        scale[0] = scale[kPositions] = value;
     }
 
-    size_t page_bytes() const { return kOffset + pages[0].size() * (wide ? 4 : 2); }
+    size_t page_bytes() const {
+        return kOffset + pages[0].size() * width_of(held) + (held == Held::int8 ? 8 * kPositions : 0);
+    }
 };
 
 struct Buffers {
@@ -75,9 +82,13 @@ std::vector<float> mixed(const Kernels& kernels, Buffers& buffers, const Scene& 
     for (size_t page = 0; page < kPages; ++page) {
         pages[page] = buffers.pages[page].filled(edge, scene.page_bytes(), uint8_t(0xff));
         const std::vector<float>& values = scene.pages[page];
-        if (scene.wide)
+        if (scene.held == Held::f32) {
             std::memcpy(pages[page] + kOffset, values.data(), values.size() * sizeof(float));
-        else
+        } else if (scene.held == Held::int8) {
+            uint8_t* at = pages[page] + kOffset;
+            for (float value : values) *at++ = value == value ? uint8_t(int8_t(value * 63)) : 0;
+            std::memcpy(at, scene.scales.data() + page * 2 * kPositions, 2 * kPositions * sizeof(float));
+        } else
             kScalar.narrow(values.data(), values.size(), reinterpret_cast<uint16_t*>(pages[page] + kOffset));
     }
     Attention call{};
@@ -89,7 +100,7 @@ std::vector<float> mixed(const Kernels& kernels, Buffers& buffers, const Scene& 
     call.last = buffers.last.copy(edge, scene.last);
     call.pages = pages;
     call.offset = kOffset;
-    call.wide = scene.wide;
+    call.held = scene.held;
     call.mixed = buffers.mixed.filled(edge, scene.rows * scene.padded, kNothing);
     call.weights = buffers.weights.filled(edge, scene.rows * kPositions, kNothing);
     call.peak = buffers.peak.filled(edge, scene.rows, kNothing);
@@ -102,7 +113,7 @@ std::vector<float> mixed(const Kernels& kernels, Buffers& buffers, const Scene& 
 }
 
 void scene_case(const Kernels& kernels, Buffers& buffers, Report& report, Scene scene) {
-    AT("%s attention, %zu rows of %zu, %s", kernels.name, scene.rows, scene.size, scene.wide ? "f32" : "f16");
+    AT("%s attention, %zu rows of %zu, %s", kernels.name, scene.rows, scene.size, kHeld[size_t(scene.held)]);
     const std::vector<float> expected = mixed(kScalar, buffers, scene, Edge::end);
     const std::vector<float> found = mixed(kernels, buffers, scene, Edge::end);
     const std::vector<float> again = mixed(kernels, buffers, scene, Edge::start);
@@ -135,7 +146,8 @@ void check_attention(const Kernels& kernels, Report& report) {
     Buffers buffers;
     for (size_t size : {1, 8, 17, 64, 80, 96, 128, 200, 256})
         for (size_t rows = 1; rows <= 7; ++rows)
-            for (bool wide : {false, true}) scene_case(kernels, buffers, report, Scene(rows, size, wide, rows * size));
+            for (Held held : {Held::f16, Held::f32, Held::int8})
+                scene_case(kernels, buffers, report, Scene(rows, size, held, rows * size));
 }
 
 }  // namespace bitnet::check

@@ -67,14 +67,18 @@ int run(const Wish& wish) {
         if (wish.only == "threads") break;
         Report report(kernels->name);
         check_integers(*kernels, report);
+        check_planes(*kernels, report);
         check_dense(*kernels, report);
+        check_packing(*kernels, report);
         check_floats(*kernels, report);
         check_attention(*kernels, report);
+        check_head(*kernels, report);
         close(kernels->name, report);
     }
     if (wish.only != "kernels") {
         Report report("threads");
         check_threads(report, wish.rounds);
+        check_head(*usable()[0], report);
         close("threads", report);
     }
     std::printf("%zu passed, %zu failed\n", passed, failed);

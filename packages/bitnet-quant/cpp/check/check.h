@@ -107,6 +107,9 @@ bool same(const T* a, const T* b, size_t count) {
 void check_integers(const Kernels& kernels, Report& report);
 void check_floats(const Kernels& kernels, Report& report);
 void check_dense(const Kernels& kernels, Report& report);
+void check_packing(const Kernels& kernels, Report& report);
+void check_planes(const Kernels& kernels, Report& report);
+void check_head(const Kernels& kernels, Report& report);
 void check_attention(const Kernels& kernels, Report& report);
 void check_threads(Report& report, size_t rounds);
 

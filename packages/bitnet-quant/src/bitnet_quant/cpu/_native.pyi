@@ -13,15 +13,18 @@ _I64 = npt.NDArray[np.int64]
 _U64 = npt.NDArray[np.uint64]
 _F32 = npt.NDArray[np.float32]
 _F64 = npt.NDArray[np.float64]
+_Held = str  # "f16", "f32", "int8"
 _Kind = str  # "float16", "bfloat16", "float32"
 
 POSITIONS: int
 ROWS: int
 COLUMNS: int
+PLANE_COLUMNS: int
+RESTS: int
 
 def usable() -> list[str]: ...
 def built() -> list[str]: ...
-def head_bytes(head_size: int, wide: bool) -> int: ...
+def head_bytes(head_size: int, held: _Held) -> int: ...
 
 class Shape:
     def __init__(
@@ -34,7 +37,7 @@ class Shape:
         kv_heads: int,
         head_size: int,
         gate: str,
-        wide_pages: bool,
+        held: _Held,
         norm_eps: float,
         sub_norm_eps: float,
         query_scale: float,
@@ -46,6 +49,8 @@ class Matrix:
     @staticmethod
     def bytes(data: _U8, scale: _F32, *, rows: int, columns: int) -> Matrix: ...
     @staticmethod
+    def planes(data: _U8, scale: _F32, rest: _F32, *, rows: int, columns: int) -> Matrix: ...
+    @staticmethod
     def dense(data: _U8, *, kind: _Kind, rows: int, columns: int) -> Matrix: ...
 
 class Adapter:
@@ -55,7 +60,8 @@ class Adapter:
 
 class Engine:
     kept_columns: int
-    def __init__(self, isa: str, threads: int, shape: Shape) -> None: ...
+    def __init__(self, isa: str, threads: int, shape: Shape, crew: int) -> None:
+        """`crew` threads place the weights, and end when `use_scratch` is called."""
     def ternary_bytes(self, *, rows: int, columns: int, segments: int) -> int: ...
     def ternary(
         self, data: _U8, scale: _F32, *, rows: int, columns: int, segments: int, each: bool, floats: bool
@@ -70,6 +76,12 @@ class Engine:
     def pack(self, data: _U8, layout: str, out: _U8, *, rows: int, columns: int, segments: int) -> bool:
         """`data` may have any stride between its rows."""
     def pack_rows(self, data: _U8, kind: _Kind, out: _U8, scale: _F32, *, rows: int, columns: int) -> None: ...
+    def copy(self, data: _U8, out: _U8) -> None: ...
+    def splits(self, columns: int) -> bool:
+        """Whether int8 rows of so many columns lie in planes."""
+    def pack_planes(
+        self, data: _U8, kind: _Kind, out: _U8, scale: _F32, rest: _F32, *, rows: int, columns: int
+    ) -> None: ...
     def begin(self, sequences: _I64, pages: _U64) -> None: ...
     def adapt(self, adapters: list[Adapter | None]) -> int: ...
     def keep_in(self, memory: _F32) -> None: ...
@@ -79,7 +91,10 @@ class Engine:
     def merge(self, layer: int, x: _F32, attended: _F32) -> None: ...
     def feed(self, layer: int, x: _F32) -> None: ...
     def states(self, x: _F32, rows: _I64, out: _F32) -> None: ...
-    def head(self, states: _F32, logits: _F32) -> None: ...
+    def head(self, states: _F32, reaches: _F64, logits: _F32) -> None:
+        """`reaches` is (best, margin) of each state; a best of 0 is all."""
+    def rows_read(self) -> list[int]:
+        """Rows whose nibble, and whose first to fourth plane of bits, the last head in planes read where it chose."""
 
 class Kernels:
     few: int

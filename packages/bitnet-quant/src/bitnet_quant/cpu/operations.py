@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_core import device
 from bitnet_core.cache import CachePages, PagedCache
 from bitnet_core.decoder import Batch
 from bitnet_core.memory import Buffer, Pool
@@ -28,7 +29,8 @@ class CpuOperations:
         self.spec = spec = model.spec
         self._pool = pool
         shape = _shape(spec, kv)
-        self._engine: _native.Engine | None = _native.Engine(isa, threads, shape)
+        crew = max(threads, device.cpu().usable_cores)
+        self._engine: _native.Engine | None = _native.Engine(isa, threads, shape, crew)
         self._placement = Placement(model, pool, self._engine)
         self._rows: dict[str, Buffer] = {}
         self._adapters = AdapterPlaces(spec, pool, shape)
@@ -36,7 +38,7 @@ class CpuOperations:
         self._begun: npt.NDArray[np.int64] | None = None
         try:
             self._placement.place(head)
-            page = spec.layers * spec.kv_heads * _native.head_bytes(spec.head_size, kv == "f32")
+            page = spec.layers * spec.kv_heads * _native.head_bytes(spec.head_size, kv)
             self._pages = Pages(pool, (page,), np.uint8, pages_per_slab=max(1, min(64, _SLAB_BYTES // page)))
         except BaseException:
             self._placement.close()
@@ -95,9 +97,10 @@ class CpuOperations:
         return states
 
     def head(self, states: Array, reaches: Sequence[Reach | None]) -> Array:
-        del reaches  # every row is read
         logits = np.empty((len(states), self.spec.vocab_size), np.float32)
-        self._open().head(np.ascontiguousarray(states * np.float32(self.spec.logit_scale)), logits)
+        wanted = [(0, 0) if reach is None else (reach.best, reach.margin) for reach in reaches]
+        scaled = np.ascontiguousarray(states * np.float32(self.spec.logit_scale))
+        self._open().head(scaled, np.array(wanted, np.float64).reshape(-1, 2), logits)
         return logits
 
     def _open(self) -> _native.Engine:
@@ -143,7 +146,7 @@ def _shape(spec: ModelSpec, kv: str) -> _native.Shape:
         kv_heads=spec.kv_heads,
         head_size=spec.head_size,
         gate=spec.activation,
-        wide_pages=kv == "f32",
+        held=kv,
         norm_eps=spec.norm_eps,
         sub_norm_eps=spec.sub_norm_eps,
         query_scale=spec.query_scale,

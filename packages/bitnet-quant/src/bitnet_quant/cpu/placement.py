@@ -91,9 +91,10 @@ class Placement:
             return self._ternary(name, weight, floats=floats)
         rows, columns = weight.shape
         kind = _kind(name, weight)
-        placed = self.take(weight.shape, weight.dtype)
-        placed[...] = weight  # a copy: the file may change under a mapped view
-        return _native.Matrix.dense(_as_bytes(placed), kind=kind, rows=rows, columns=columns)
+        placed = self.take(weight.nbytes, np.uint8)
+        # A copy: the file may change under a mapped view.
+        self._engine.copy(_as_bytes(np.ascontiguousarray(weight)), placed)
+        return _native.Matrix.dense(placed, kind=kind, rows=rows, columns=columns)
 
     def _ternary(self, name: str, tensor: TernaryTensor, *, floats: bool) -> _native.Matrix:
         rows, columns = tensor.shape
@@ -119,13 +120,19 @@ class Placement:
         )
 
     def _bytes(self, name: str) -> _native.Matrix:
+        """Floats as int8 with a scale a row: in planes where the kernels can read a row in part."""
         weight: npt.NDArray[Any] = np.ascontiguousarray(self._model.weights[name])
         rows, columns = weight.shape
         kind = _kind(name, weight)
-        groups = -(-rows // _native.ROWS)
-        padded = -(-columns // _native.COLUMNS) * _native.COLUMNS
-        data = self.take(groups * _native.ROWS * padded, np.uint8)
-        scale = self.take(groups * _native.ROWS, np.float32)
+        placed_rows = -(-rows // _native.ROWS) * _native.ROWS
+        scale = self.take(placed_rows, np.float32)
+        planes = self._engine.splits(columns)
+        unit = _native.PLANE_COLUMNS if planes else _native.COLUMNS
+        data = self.take(placed_rows * -(-columns // unit) * unit, np.uint8)
+        if planes:
+            rest = self.take((_native.RESTS, placed_rows), np.float32)
+            self._engine.pack_planes(_as_bytes(weight), kind, data, scale, rest, rows=rows, columns=columns)
+            return _native.Matrix.planes(data, scale, rest, rows=rows, columns=columns)
         self._engine.pack_rows(_as_bytes(weight), kind, data, scale, rows=rows, columns=columns)
         return _native.Matrix.bytes(data, scale, rows=rows, columns=columns)
 

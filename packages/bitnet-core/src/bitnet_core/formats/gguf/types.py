@@ -24,6 +24,7 @@ from . import blocks
 from .blocks import Bytes
 
 Floats = npt.NDArray[np.float32]
+_NEAR = 1 << 17  # bytes looked at while they and what is made of them stay in the cache
 _CHUNK = 1 << 20  # bytes looked at, or elements decoded, at a time
 _FLOAT32 = np.dtype(np.float32)
 
@@ -216,10 +217,13 @@ def first_bad_code(tensor: TernaryTensor) -> int | None:
     if tensor.layout == "tq1_0":
         return None  # a digit of base 3 is always one of three
     data = tensor.data
-    step = max(_CHUNK // data.shape[1], 1)
+    step = max(_NEAR // data.shape[1], 1)
+    room = np.empty((2, step, data.shape[1]), np.uint8)
     for start in range(0, len(data), step):
         part = data[start : start + step]
-        bad = part & (part >> 1) & 0x55
+        high, bad = room[:, : len(part)]
+        np.right_shift(part, 1, out=high)
+        np.bitwise_and(np.bitwise_and(part, high, out=bad), 0x55, out=bad)
         if bad.any():
             index = start + int(np.argmax(bad.any(axis=1)))
             layout = layouts.get(tensor.layout)
