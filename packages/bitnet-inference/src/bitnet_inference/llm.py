@@ -62,6 +62,8 @@ class LLM:
         memory: int | None = None,
         context: int | None = None,
         max_sequences: int = 32,
+        step_tokens: int = 512,
+        queue: int = 1024,
         prefix_cache: bool = True,
         draft: str | os.PathLike[str] | Model | None = None,
         observer: Observer | None = None,
@@ -83,6 +85,8 @@ class LLM:
                 memory=self._pool,
                 context=context,
                 max_sequences=max_sequences,
+                step_tokens=step_tokens,
+                queue=queue,
                 prefix_cache=prefix_cache,
                 model=self.model,
                 draft=smaller,
@@ -259,6 +263,12 @@ class LLM:
     def adapters(self) -> tuple[str, ...]:
         """The names of those that are loaded."""
         return tuple(sorted(self._adapters))
+
+    def serve(self, **settings: Any) -> None:
+        """Serve this model over HTTP until a signal says to stop; `settings` are those of `server.serve`."""
+        from .server import serve  # noqa: PLC0415  # an extra
+
+        serve({self.name: self}, **settings)
 
     def close(self, drain_s: float = 0.0) -> None:
         """End all requests, after `drain_s` seconds at the latest, and give the memory back."""

@@ -4,84 +4,95 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import WebSocketRoute
 
-from . import chat, health
+from . import admin, files, openapi, responses, socket
+from .audit import Audit
+from .batches import Batches
 from .errors import Refusal, refusal_of
-from .gate import Endpoint, refuse
+from .gate import FILE_LIMIT, Endpoint, refuse
+from .limits import Limits
+from .metrics import Metrics
 from .models import Models
+from .records import Records
+from .routes import ENDPOINTS
+from .tenants import Tenants
 from .works import Works
 
 BODY_LIMIT = 1 << 20  # bytes
 DRAIN_S = 30.0
 
-ENDPOINTS = (
-    Endpoint(path="/healthz", method="GET", handler=health.live, role="none", summary="Whether the process lives"),
-    Endpoint(path="/readyz", method="GET", handler=health.ready, role="none", summary="Whether requests are taken"),
-    Endpoint(path="/v1/models", method="GET", handler=health.models, role="read", summary="The models there are"),
-    Endpoint(path="/v1/models/{model:path}", method="GET", handler=health.model, role="read", summary="One model"),
-    Endpoint(
-        path="/v1/chat/completions",
-        handler=chat.complete,
-        role="user",
-        summary="Answer a conversation",
-        body=chat.Chat,
-    ),
-)
 
-
-def make_app(
+def make_app(  # noqa: PLR0913  # each is a setting of its own, given by name
     models: Models,
     *,
-    tenants: Any = None,
-    metrics: Any = None,
-    audit: Any = None,
+    tenants: Tenants | None = None,
+    metrics: Metrics | None = None,
+    audit: Audit | None = None,
     endpoints: Sequence[Endpoint] = (),
     middleware: Sequence[Middleware] = (),
     lenient: bool = False,
     drain_s: float = DRAIN_S,
     body_limit: int = BODY_LIMIT,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Starlette:
-    """The application; `tenants=None` has one tenant who may do everything. `lenient` ignores unknown fields."""
+    """The application; `tenants=None` has one tenant who may do everything.
+
+    `lenient` ignores unknown fields, and says which. `folder` keeps clients' files; without one, they go at the end.
+    """
+    every = (*ENDPOINTS, *admin.ENDPOINTS, *endpoints)
+    larger = {endpoint.path: FILE_LIMIT for endpoint in every if endpoint.form}
+    figures = Metrics() if metrics is None else metrics
+    models.observe(figures.observer)
     app = Starlette(
-        routes=[endpoint.route() for endpoint in (*ENDPOINTS, *endpoints)],
-        middleware=list(middleware),
-        exception_handlers={HTTPException: _unrouted, Exception: _failed},
+        routes=[*(endpoint.route() for endpoint in every), WebSocketRoute("/v1/stream", socket.talk)],
+        middleware=[
+            Middleware(Limits, body=body_limit, larger=larger),
+            Middleware(Records, metrics=figures, audit=audit),
+            *middleware,
+        ],
+        exception_handlers={HTTPException: _failed, Exception: _failed},
         lifespan=_live,
-        max_body_size=body_limit,
     )
     app.router.redirect_slashes = False  # a path is what it is
     state = app.state
-    state.models, state.tenants, state.metrics, state.audit = models, tenants, metrics, audit
+    state.models, state.tenants, state.metrics, state.audit = models, tenants, figures, audit
+    state.document = openapi.document(every)
     state.lenient, state.drain_s = lenient, drain_s
-    state.works = Works()
+    state.works, state.memory = Works(), responses.Memory()
+    state.files, state.batches = files.Files(folder), Batches(app)
     return app
 
 
 @contextlib.asynccontextmanager
 async def _live(app: Starlette) -> AsyncIterator[None]:
+    works, loop = app.state.works, asyncio.get_running_loop()
     watch = asyncio.create_task(app.state.models.watch())
+    if app.state.tenants is not None:
+        app.state.tenants.when_gone(lambda owner: loop.call_soon_threadsafe(_leave, app, owner))
     try:
         yield
     finally:
         watch.cancel()
-        await app.state.works.drain(0.0)
+        app.state.batches.close()
+        await works.drain(0.0)
         await app.state.models.close()
-        app.state.works.close()
+        works.close()
+        app.state.files.close()
 
 
-async def _unrouted(_: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    words = {404: "there is nothing at this path", 405: "this path takes another method", 413: "the body is too large"}
-    refusal = Refusal(status, words.get(status, "the request cannot be answered"), type="invalid_request_error")
-    return refuse(refusal)
+def _leave(app: Starlette, owner: str) -> None:
+    """A key is gone: what it asked for ends with it."""
+    app.state.works.cut(Refusal(401, "the key was revoked, or has expired"), lambda work: work.tenant.id == owner)
+    app.state.batches.leave(owner)
 
 
 async def _failed(_: Request, error: Exception) -> Response:

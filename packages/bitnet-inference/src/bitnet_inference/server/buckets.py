@@ -10,19 +10,24 @@ Clock = Callable[[], float]  # seconds that never go back
 
 
 class Bucket:
-    """Holds what a minute brings, so in t seconds it gives at most `per_minute * (1 + t / 60)`. Callers lock."""
+    """Holds what a minute brings, so in t seconds it gives at most `per_minute * (1 + t / 60)`. Callers lock.
+
+    Without a rate there is always enough in it.
+    """
 
     __slots__ = ("_at", "_clock", "_level", "per_minute")
 
-    def __init__(self, per_minute: float, clock: Clock = time.monotonic) -> None:
+    def __init__(self, per_minute: float | None, clock: Clock = time.monotonic) -> None:
         self.per_minute = per_minute
         self._clock = clock
-        self._level = float(per_minute)
+        self._level = float(per_minute or 0)
         self._at = clock()
 
     def take(self, count: float) -> float:
         """Take it out, or say in how many seconds it could be; 0.0 if it was taken."""
-        self._fill()
+        if self.per_minute is None:
+            return 0.0
+        self._fill(self.per_minute)
         missing = count - self._level
         if missing <= 0:
             self._level -= count
@@ -31,24 +36,32 @@ class Bucket:
 
     def give(self, count: float) -> None:
         """Put back what was not used; less than nothing is owed, and filled up first."""
-        self._fill()
-        self._level = min(self.per_minute, self._level + count)
+        if self.per_minute is not None:
+            self._fill(self.per_minute)
+            self._level = min(self.per_minute, self._level + count)
 
-    def resize(self, per_minute: float) -> None:
+    def resize(self, per_minute: float | None) -> None:
         """Another rate from now on; what is missing stays missing."""
-        self._fill()
-        self._level += per_minute - self.per_minute
+        if per_minute == self.per_minute:
+            return
+        if self.per_minute is None or per_minute is None:
+            self._level, self._at = float(per_minute or 0), self._clock()
+        else:
+            self._fill(self.per_minute)
+            self._level += per_minute - self.per_minute
         self.per_minute = per_minute
 
     @property
     def full(self) -> bool:
         """Whether it remembers nothing."""
-        self._fill()
+        if self.per_minute is None:
+            return True
+        self._fill(self.per_minute)
         return self._level >= self.per_minute
 
-    def _fill(self) -> None:
+    def _fill(self, per_minute: float) -> None:
         now = self._clock()
-        self._level = min(self.per_minute, self._level + (now - self._at) * self.per_minute / 60)
+        self._level = min(per_minute, self._level + (now - self._at) * per_minute / 60)
         self._at = now
 
 

@@ -16,7 +16,7 @@ from ..writing import Writing
 from . import replies
 from .bodies import read
 from .errors import Refusal
-from .fields import Alternatives, Count, Messages, Name, Sampled, Tools, described
+from .fields import Alternatives, Count, Messages, Name, Sampled, Tools, descriptions
 from .gate import answer
 from .replies import Withheld
 from .sse import DONE, Stream, event
@@ -96,14 +96,20 @@ class Chat(Sampled, kw_only=True):
             found["form"] = self.response_format.json_schema.schema or {"type": "object"}
         return found
 
+    def names(self) -> dict[str, str]:
+        """What is called otherwise here."""
+        limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"max_tokens": limit, "schema": "response_format.json_schema.schema", "form": "response_format"}
+
     def start(self, llm: LLM, wishes: dict[str, Any]) -> Writing:
         """Begin to answer."""
-        tools = [described(tool.function.name, tool.function.description, tool.function.parameters) for tool in self.tools or ()]
-        chosen = self.tool_choice or "auto"
-        if isinstance(chosen, NamedTool):
-            chosen = chosen.function.name
-            if chosen not in {tool["function"]["name"] for tool in tools}:
-                raise Refusal(400, f"tool_choice: there is no tool {chosen!r} in tools", param="tool_choice")
+        tools = descriptions(self.tools)
+        wanted = self.tool_choice or "auto"
+        chosen: str = wanted.function.name if isinstance(wanted, NamedTool) else wanted
+        if isinstance(wanted, NamedTool) and chosen not in {tool["function"]["name"] for tool in tools}:
+            raise Refusal(400, f"tool_choice: there is no tool {chosen!r} in tools", param="tool_choice")
+        if chosen == "required" and not tools:
+            raise Refusal(400, "tool_choice: expected tools with it", param="tool_choice")
         return llm.stream([message.plain() for message in self.messages], tools=tools, tool_choice=chosen, **wishes)
 
     @property
@@ -116,12 +122,13 @@ async def complete(request: Request) -> Response:
     """Answer a conversation, at once or in pieces."""
     body = await read(request, Chat)
     size = len(await request.body())
-    work = await works_of(request).begin(request, body.model, body.start, body.wishes(), size=size)
+    works = works_of(request)
+    work = await works.begin(request, body.model, body.start, body.wishes(), size=size, names=body.names())
     if body.stream:
         return Stream(work, _stream(work, body), lambda refusal: event(refusal.to_openai()))
     try:
         [reply] = await work.replies(request.receive)
-        return answer(completion(work, body, reply))
+        return await works.run(lambda: answer(completion(work, body, reply)))
     finally:
         work.end()
 
@@ -150,7 +157,8 @@ def _calls(body: Chat, reply: Reply) -> list[dict[str, Any]]:
     return replies.calls(found)
 
 
-async def _stream(work: Work, body: Chat) -> AsyncIterator[bytes]:
+async def chunks(work: Work, body: Chat) -> AsyncIterator[dict[str, Any]]:
+    """The answer in pieces."""
     head = _head(work, body, "chat.completion.chunk")
     if body.tells_usage:
         head["usage"] = None
@@ -163,7 +171,7 @@ async def _stream(work: Work, body: Chat) -> AsyncIterator[bytes]:
         text = held[piece.choice].feed(piece) if held else str(piece)
         if text or piece.logprobs:
             yield chunk(piece.choice, {"content": text}, told=_told(body, piece))
-    reply = await work.writing.areply()
+    [reply] = await work.written()
     for index, one in enumerate(reply.choices):
         if held and (rest := held[index].finish(bool(one.tool_calls))):
             yield chunk(index, {"content": rest})
@@ -171,7 +179,12 @@ async def _stream(work: Work, body: Chat) -> AsyncIterator[bytes]:
             yield chunk(index, {"tool_calls": [{"index": place, **call}]})
         yield chunk(index, {}, replies.reason_of(one))
     if body.tells_usage:
-        yield event({**head, "choices": [], "usage": replies.usage(reply.usage)})
+        yield {**head, "choices": [], "usage": replies.usage(reply.usage)}
+
+
+async def _stream(work: Work, body: Chat) -> AsyncIterator[bytes]:
+    async for chunk in chunks(work, body):
+        yield event(chunk)
     yield DONE
 
 
@@ -180,6 +193,10 @@ def _told(body: Chat, piece: Piece) -> dict[str, Any] | None:
 
 
 def _chunk(
-    head: dict[str, Any], index: int, delta: dict[str, Any], reason: str | None = None, told: dict[str, Any] | None = None
-) -> bytes:
-    return event({**head, "choices": [{"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}]})
+    head: dict[str, Any],
+    index: int,
+    delta: dict[str, Any],
+    reason: str | None = None,
+    told: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {**head, "choices": [{"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}]}

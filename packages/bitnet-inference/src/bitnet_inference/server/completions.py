@@ -47,6 +47,8 @@ class Completion(Sampled, kw_only=True):
             raise Refusal(400, f"best_of: expected n, {self.n or 1}, got {self.best_of}", param="best_of")
         if self.max_tokens == 0 and not self.echo:
             raise Refusal(400, "max_tokens: expected 1 or more without echo, got 0", param="max_tokens")
+        if self.stream and self.echo and self.logprobs is not None:
+            raise Refusal(400, "logprobs: expected none of an echo that is streamed", param="logprobs")
         # As OpenAI has it, an answer is short where nothing is said. Of 0, the one token that is made is not shown.
         found["max_tokens"] = 16 if self.max_tokens is None else max(self.max_tokens, 1)
         if self.logprobs is not None:
@@ -62,7 +64,9 @@ class Completion(Sampled, kw_only=True):
             return [given]
         if isinstance(given[0], int):
             if not all(isinstance(one, int) for one in given):
-                raise Refusal(400, "prompt: expected texts, token ids, or lists of token ids, got a mixture", param="prompt")
+                raise Refusal(
+                    400, "prompt: expected texts, token ids, or lists of token ids, got a mixture", param="prompt"
+                )
             return [[one for one in given if isinstance(one, int)]]
         several = [one for one in given if not isinstance(one, int)]
         if len(several) != len(given) or len(several) > _PROMPTS_LIMIT:
@@ -79,6 +83,7 @@ class _Part:
     """Tokens of a choice, of its prompt or of its text, that are shown with their log-probabilities."""
 
     texts: list[str]
+    sizes: list[int]  # characters of each in the text, where tokens that steer have none
     logprobs: list[float | None]
     tops: list[dict[str, float] | None]
 
@@ -93,7 +98,7 @@ async def complete(request: Request) -> Response:
         return Stream(work, _stream(work, body), lambda refusal: event(refusal.to_openai()))
     try:
         found = await work.replies(request.receive)
-        return answer(await works.run(partial(completion, work, body, found)))
+        return await works.run(lambda: answer(completion(work, body, found)))
     finally:
         work.end()
 
@@ -120,7 +125,7 @@ def _choice(work: Work, body: Completion, prompt: str | list[int], reply: Reply)
     echoed = _text_of(work.llm, prompt) if body.echo else ""
     told = None
     if body.logprobs is not None:
-        parts = [_part(reply.logprobs)] if body.max_tokens != 0 else []
+        parts = [_part(work.llm, reply.logprobs)] if body.max_tokens != 0 else []
         if body.echo:
             parts.insert(0, _prompt_part(work.llm, prompt, reply))
         told = _logprobs(parts, 0)
@@ -144,10 +149,10 @@ async def _stream(work: Work, body: Completion) -> AsyncIterator[bytes]:
     if body.max_tokens != 0:
         async for place, piece in work.pieces():
             index = place * count + piece.choice
-            told = _logprobs([_part(piece.logprobs)], offsets[index]) if body.logprobs is not None else None
+            told = _logprobs([_part(work.llm, piece.logprobs)], offsets[index]) if body.logprobs is not None else None
             offsets[index] += len(piece)
             yield chunk(index, str(piece), told)
-    found = [await writing.areply() for writing in work.writings]
+    found = await work.written()
     work.check()
     for place, first in enumerate(found):
         for index, reply in enumerate(first.choices):
@@ -167,37 +172,49 @@ def _text_of(llm: LLM, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else llm.tokenizer.decode(prompt)
 
 
-def _part(tokens: Iterable[TokenLogprob]) -> _Part:
-    texts, logprobs, tops = [], [], []
+def _part(llm: LLM, tokens: Iterable[TokenLogprob]) -> _Part:
+    texts, sizes, logprobs, tops = [], [], [], []
     for token in tokens:
         texts.append(_shown(token))
+        sizes.append(_size(llm, token.token, token.bytes))
         logprobs.append(max(token.logprob, _LEAST))
         top = {_shown(other): max(other.logprob, _LEAST) for other in reversed(token.top)}
         top.setdefault(_shown(token), max(token.logprob, _LEAST))
         tops.append(top)
-    return _Part(texts, list(logprobs), list(tops))
+    return _Part(texts, sizes, list(logprobs), list(tops))
 
 
 def _prompt_part(llm: LLM, prompt: str | list[int], reply: Reply) -> _Part:
     """The prompt's tokens; nothing stands before the first, so it has no probability."""
-    part = _part(reply.prompt_logprobs)
-    first = prompt[:1] if not isinstance(prompt, str) else llm.tokenizer.encode(prompt)[:1].tolist()
-    text = "".join(_written(llm.tokenizer.token_bytes(token)) for token in first)
-    return _Part([text, *part.texts], [None, *part.logprobs], [None, *part.tops])
+    part = _part(llm, reply.prompt_logprobs)
+    tokens = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if not len(tokens):  # what stands before every text stands alone here
+        return part
+    first = int(tokens[0])
+    data = llm.tokenizer.token_bytes(first)
+    return _Part(
+        [_written(data), *part.texts],
+        [_size(llm, first, data), *part.sizes],
+        [None, *part.logprobs],
+        [None, *part.tops],
+    )
 
 
 def _logprobs(parts: Sequence[_Part], offset: int) -> dict[str, Any]:
-    texts = [text for part in parts for text in part.texts]
     offsets = []
-    for text in texts:
+    for size in (size for part in parts for size in part.sizes):
         offsets.append(offset)
-        offset += len(text)
+        offset += size
     return {
-        "tokens": texts,
+        "tokens": [text for part in parts for text in part.texts],
         "token_logprobs": [value for part in parts for value in part.logprobs],
         "top_logprobs": [top for part in parts for top in part.tops],
         "text_offset": offsets,
     }
+
+
+def _size(llm: LLM, token: int, data: bytes) -> int:
+    return 0 if token in llm.tokenizer.special_tokens.values() else len(data.decode("utf-8", "replace"))
 
 
 def _shown(token: TokenLogprob) -> str:

@@ -92,7 +92,7 @@ def submit(work: Work, texts: Sequence[str | list[int]], dimensions: int | None)
     llm, size = work.llm, work.llm.model.spec.hidden_size
     if dimensions is not None and dimensions > size:
         raise Refusal(400, f"dimensions: expected 1..{size}, got {dimensions}", param="dimensions")
-    adapter = work.adapter_of()
+    adapter = work.adapter
     return tuple(
         llm.engine.submit(
             EngineRequest(prompt=_tokens(llm, text), want="state", adapter=adapter, tenant=work.tenant.secret)
@@ -107,7 +107,8 @@ def _tokens(llm: LLM, text: str | list[int]) -> npt.NDArray[np.int32]:
 
 def _unit(rows: Vectors) -> Vectors:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+    rows /= np.maximum(lengths, np.finfo(np.float32).tiny)
+    return rows
 
 
 def _written(row: Vectors, encoding: str | None) -> Any:

@@ -6,6 +6,8 @@ import logging
 import re
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from bitnet_core.errors import BitNetError, FormatError, OutOfMemory, UnsupportedError, printable
 
 from ..request import EngineClosed, Overloaded
@@ -26,6 +28,7 @@ _OPENAI = {
     503: "server_error",
 }
 _ANTHROPIC = _OPENAI | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+_WORDS = {404: "there is nothing at this path", 405: "this path takes another method", 413: "the body is too large"}
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded", 503: "overloaded"}
 
 
@@ -79,6 +82,8 @@ def refusal_of(error: Exception) -> Refusal:
     """What a client is told of an error: what it did wrong, or that it was not its fault, and nothing of ours."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, HTTPException):  # of the framework
+        return Refusal(error.status_code, _WORDS.get(error.status_code, "the request cannot be answered"))
     if isinstance(error, Overloaded):
         return Refusal(503, "too many requests are waiting; try again")
     if isinstance(error, EngineClosed):

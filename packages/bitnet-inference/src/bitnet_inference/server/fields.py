@@ -170,8 +170,14 @@ class Tool(Struct, forbid_unknown_fields=True):
 Tools = Annotated[list[Tool], Meta(max_length=128)]
 
 
+def descriptions(tools: list[Tool] | None) -> list[dict[str, Any]]:
+    """Tools as the engine takes them."""
+    each = [tool.function for tool in tools or ()]
+    return [described(one.name, one.description, one.parameters) for one in each]
+
+
 def described(name: str, description: str | None, parameters: dict[str, Any] | None) -> dict[str, Any]:
-    """A tool as the engine takes it."""
+    """One of them."""
     function: dict[str, Any] = {"name": name, "description": description or ""}
     if parameters:
         function["parameters"] = parameters

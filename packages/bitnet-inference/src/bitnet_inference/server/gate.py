@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import msgspec
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
@@ -13,9 +14,13 @@ from starlette.routing import Route
 
 from .errors import Refusal, refusal_of
 
+FILE_LIMIT = 64 << 20  # bytes of a form with a file
+
 Role = Literal["none", "read", "user", "admin"]
 Style = Literal["openai", "anthropic", "ollama"]
 Handler = Callable[[Request], Awaitable[Response]]
+
+INSIDE = "bitnet.tenant"  # of the scope of a request that the server makes of itself; no client can set it
 
 # What a tenant's role may do, beside what needs no key.
 _MAY: Mapping[str, frozenset[str]] = {
@@ -23,8 +28,6 @@ _MAY: Mapping[str, frozenset[str]] = {
     "user": frozenset(("read", "user")),
     "read-only": frozenset(("read",)),
 }
-# Names of this machine that no page of another site can be served under.
-_LOCAL = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
 
 class Tenant(Protocol):
@@ -54,16 +57,13 @@ class Lease(Protocol):
         """What the request took in truth."""
 
 
-TenantT = TypeVar("TenantT", bound=Tenant, contravariant=True)
-
-
-class Tenants(Protocol[TenantT]):
+class Tenants(Protocol):
     """Who may ask, and how much."""
 
-    def authenticate(self, headers: Any, /) -> Any:
+    def authenticate(self, headers: Any, address: str = "", /) -> Any:
         """Whoever these headers belong to; None for nobody."""
 
-    def admit(self, tenant: TenantT, model: str, tokens: int, /) -> Lease:
+    def admit(self, tenant: Any, model: str, tokens: int, /) -> Lease:
         """Set tokens aside; raises what the client is to be told, where there are none left."""
 
 
@@ -91,7 +91,7 @@ class Endpoint:
     body: type[msgspec.Struct] | None = None  # what the document says of the request
     reply: Any = None  # likewise, a JSON schema
     media: str = "application/json"  # of the answer
-    form: bool = False  # the request is a form with a file
+    form: bool = False  # the request is a form with a file, and may be larger than others
 
     def route(self) -> Route:
         """As Starlette mounts it."""
@@ -116,12 +116,15 @@ async def admit(connection: HTTPConnection, role: Role) -> None:
     """Find out who asks; `connection.state.tenant` is the answer, where a role is needed."""
     if role == "none":
         return
+    if INSIDE in connection.scope:  # a line of a batch, whose tenant has been asked for before
+        connection.state.tenant = connection.scope[INSIDE]
+        return
     tenants = connection.app.state.tenants
     if tenants is None:
         _check_host(connection)
         connection.state.tenant = Anonymous()
         return
-    tenant = tenants.authenticate(connection.headers)
+    tenant = tenants.authenticate(connection.headers, connection.client.host if connection.client else "")
     if tenant is None:
         raise Refusal(401, "a valid key is needed: Authorization: Bearer KEY")
     if role not in _MAY.get(tenant.role, ()):
@@ -132,12 +135,22 @@ async def admit(connection: HTTPConnection, role: Role) -> None:
 def _check_host(connection: HTTPConnection) -> None:
     """Without keys, a page of another site must not get in under a name of its own for this machine."""
     host = connection.headers.get("host", "")
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if name.lower() not in _LOCAL:
+    name, _, port = host.rpartition(":")
+    if not is_local(name.strip("[]") if name and port.isdigit() else host.strip("[]")):
         raise Refusal(403, "Host: expected localhost; a server without keys answers to no other name", code="forbidden")
     origin = connection.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
         raise Refusal(403, "Origin: pages of other sites may not use a server without keys", code="forbidden")
+
+
+def is_local(host: str) -> bool:
+    """Whether an address is of this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def refuse(refusal: Refusal, style: Style = "openai") -> Response:

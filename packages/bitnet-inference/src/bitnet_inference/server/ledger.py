@@ -133,6 +133,10 @@ class Ledger:
             )
         return Balance(*rows[0]) if rows else Balance(0, 0)
 
+    def wait(self, timeout: float = 15.0) -> None:
+        """Block until all that was put so far is written."""
+        self._put(lambda _: None).result(timeout)
+
     def close(self, timeout: float = 10.0) -> None:
         """Write what is left, and go."""
         if not self._closed:
@@ -203,9 +207,12 @@ class Ledger:
             return
         self._beaten = now
         with self.store.write() as run:
-            run("UPDATE workers SET beat = beat + 1 WHERE id = :id", id=self._worker)
-            workers = dict(run("SELECT id, beat FROM workers"))
-            for worker, beat in workers.items():
+            # Others may have taken this one for dead, and have struck it off.
+            run(
+                "INSERT INTO workers VALUES (:id, 0) ON CONFLICT (id) DO UPDATE SET beat = workers.beat + 1",
+                id=self._worker,
+            )
+            for worker, beat in run("SELECT id, beat FROM workers"):
                 if self._beats.get(worker, (None, 0.0))[0] != beat:
                     self._beats[worker] = (beat, now)
                 elif worker != self._worker and now - self._beats[worker][1] > self._dead:
@@ -252,11 +259,9 @@ def _open(run: Run, account: Account, at: float) -> str:
     """The label of the period, whose balance begins with what the log of usage says."""
     label = account.label(at)
     run(
-        "INSERT INTO balances SELECT :tenant, :label, CAST(COALESCE(SUM(tokens), 0) AS BIGINT), 0 FROM usage "
-        "WHERE tenant = :tenant AND at >= :start AND NOT EXISTS "
-        "(SELECT 1 FROM balances WHERE tenant = :tenant AND period = :label) "
-        "HAVING NOT EXISTS (SELECT 1 FROM balances WHERE tenant = :tenant AND period = :label) "
-        "ON CONFLICT DO NOTHING",
+        "INSERT INTO balances SELECT :tenant, :label, "
+        "COALESCE((SELECT SUM(tokens) FROM usage WHERE tenant = :tenant AND at >= :start), 0), 0 "
+        "WHERE NOT EXISTS (SELECT 1 FROM balances WHERE tenant = :tenant AND period = :label) ON CONFLICT DO NOTHING",
         tenant=account.tenant,
         label=label,
         start=account.start(at),
@@ -268,9 +273,10 @@ def _settle(run: Run, entry: Entry, account: Account, reservation: str | None) -
     label = _open(run, account, entry.at)
     tokens = entry.prompt + entry.completion
     written = run(
-        "INSERT INTO usage (id, at, tenant, model, prompt, cached, completion, tokens, seconds, joules, "
-        "customer) VALUES (:id, :at, :tenant, :model, :prompt, :cached, :completion, :tokens, :seconds, "
+        "INSERT INTO usage (id, at, hour, tenant, model, prompt, cached, completion, tokens, seconds, joules, "
+        "customer) VALUES (:id, :at, :hour, :tenant, :model, :prompt, :cached, :completion, :tokens, :seconds, "
         ":joules, :customer) ON CONFLICT DO NOTHING RETURNING id",
+        hour=int(entry.at // 3600),
         tokens=tokens,
         **asdict(entry),
     )

@@ -1,4 +1,4 @@
-"""The models that a server has: found by name, loaded when first asked for, unloaded when memory or idleness says so."""
+"""The models that a server has: found by name, loaded when first asked for, unloaded when nobody needs them."""
 
 from __future__ import annotations
 
@@ -101,10 +101,16 @@ class Models:
         self._lock = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="bitnet-models")
 
+    def observe(self, observer: Callable[[str], Observer]) -> None:
+        """Have models that are loaded from now on observed, if they are not."""
+        self._observer = self._observer or observer
+
     @property
     def names(self) -> list[str]:
         """The names that requests may have, those of adapters included."""
-        return [name for state in self.states() for name in (state.name, *(f"{state.name}:{a}" for a in state.adapters))]
+        return [
+            name for state in self.states() for name in (state.name, *(f"{state.name}:{a}" for a in state.adapters))
+        ]
 
     def states(self) -> list[ModelState]:
         """Each model at this moment."""
@@ -130,6 +136,8 @@ class Models:
                     await self._load(entry)
         if entry.llm is None:  # closed while we waited
             raise Refusal(503, f"model: {base} is not loaded; try again")
+        if entry.uses >= entry.llm.engine.queue:  # those whose prompts are not even read yet included
+            raise Refusal(503, "too many requests are waiting; try again")
         entry.uses += 1
         return Held(name, entry.llm, adapter, partial(self._release, entry))
 
@@ -145,7 +153,7 @@ class Models:
         async with self._lock:
             for entry in self._idle():
                 keep = self.idle_s if entry.keep_s is None else entry.keep_s
-                if keep is not None and keep >= 0 and self._clock() - entry.used >= keep:
+                if not entry.uses and keep is not None and keep >= 0 and self._clock() - entry.used >= keep:
                     await self._unload(entry)
 
     async def watch(self) -> None:
@@ -168,7 +176,9 @@ class Models:
 
     def _idle(self) -> list[_Entry]:
         """What could be unloaded, the one that was used longest ago first."""
-        idle = [one for one in self._entries.values() if one.llm is not None and one.source is not None and not one.uses]
+        idle = [
+            one for one in self._entries.values() if one.llm is not None and one.source is not None and not one.uses
+        ]
         return sorted(idle, key=lambda entry: entry.used)
 
     async def _load(self, entry: _Entry) -> None:
@@ -193,7 +203,8 @@ class Models:
         for idle in self._idle():
             if self._taken() + wanted <= self.memory:
                 break
-            await self._unload(idle)
+            if not idle.uses:  # while another was unloaded, somebody may have come
+                await self._unload(idle)
         if self._taken() + wanted > self.memory:
             raise Refusal(503, f"model: there is no room for {name} while others are at work; try again")
 
@@ -201,7 +212,7 @@ class Models:
         return sum(entry.memory for entry in self._entries.values() if entry.llm is not None)
 
     async def _unload(self, entry: _Entry, drain_s: float = 0.0) -> None:
-        # Nobody can get it from here on, and nobody has it: the lock is held, and there are no uses.
+        # From here on nobody can get it.
         llm, entry.llm, entry.memory = entry.llm, None, 0
         if llm is not None:
             log.info("unloading the model %s", entry.name)

@@ -1,4 +1,4 @@
-"""Replies in OpenAI's words: usage, logprobs, calls; and what of a text may be sent while tools could be called in it."""
+"""Replies in OpenAI's words: usage, logprobs, calls; and what of a text may go out before its end is known."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ def _token(token: TokenLogprob) -> dict[str, Any]:
 def calls(found: Sequence[Call]) -> list[dict[str, Any]]:
     """The tools that are to be called."""
     return [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))}}
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))},
+        }
         for call in found
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -46,35 +45,41 @@ class Stream(Response):
         media_type: str = "text/event-stream",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}, media_type)
+        super().__init__(
+            None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}, media_type
+        )
         del self.headers["content-length"]
         self._work = work
         self._pieces = pieces
         self._failed = failed
-        self._sent_at = 0.0
+        self._writes_since: float | None = None  # since when a piece waits to be taken
+        self._wrote_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
 
         async def put(data: bytes, more: bool = True) -> None:
-            self._sent_at = time.monotonic()
-            async with asyncio.timeout(STALL_S):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
+            self._writes_since = time.monotonic()
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+            self._writes_since, self._wrote_at = None, time.monotonic()
 
         async def beat() -> None:
-            if time.monotonic() - self._sent_at >= BEAT_S:
-                await put(_BEAT)
+            now = time.monotonic()
+            if self._writes_since is None:
+                if now - self._wrote_at >= BEAT_S and self.media_type == "text/event-stream":
+                    await put(_BEAT)
+            elif now - self._writes_since >= STALL_S:
+                # It reads nothing, and would hold what waits for it: the connection is not closed but dropped.
+                self._work.cancel()
+                scope.get("state", {}).get("abort", _leave)()
 
-        beats = beat if self.media_type == "text/event-stream" else None
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async with Watch(receive, self._work.cancel, beats, BEAT_S), aclosing(self._events()) as events:
+            every_s = min(BEAT_S, STALL_S) / 2
+            async with Watch(receive, self._work.cancel, beat, every_s), aclosing(self._events()) as events:
                 async for data in events:
                     await put(data)
             await put(b"", more=False)
-        except TimeoutError:
-            # It reads nothing, and would hold what waits for it: the connection is not closed but dropped.
-            scope.get("state", {}).get("abort", _leave)()
         finally:
             self._work.end()
 

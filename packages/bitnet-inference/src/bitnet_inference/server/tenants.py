@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import logging
 import math
@@ -10,9 +9,8 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol, Self
 
 from ..request import Usage
@@ -59,14 +57,14 @@ class Verifier(Protocol):
 
 
 class Lease:
-    """What a request has set aside. It is settled or released, once; one that nobody holds any more is released."""
+    """What a request has set aside; whoever has it settles or releases it, once. Both return at once."""
 
     def __init__(self, finish: Callable[[Usage | None], None]) -> None:
         self._finish: Callable[[Usage | None], None] | None = finish
         self._lock = threading.Lock()
 
     def settle(self, usage: Usage) -> None:
-        """What was used in truth is charged, and the rest given back. Returns at once, and may be called twice."""
+        """What was used in truth is charged, and the rest given back; nothing happens the second time."""
         self._end(usage)
 
     def release(self) -> None:
@@ -77,9 +75,6 @@ class Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def __del__(self) -> None:
         self.release()
 
     def _end(self, usage: Usage | None) -> None:
@@ -94,9 +89,17 @@ class _Meters:
 
     __slots__ = ("requests", "tokens")
 
-    def __init__(self, clock: Clock) -> None:
-        self.requests = Bucket(math.inf, clock)
-        self.tokens = Bucket(math.inf, clock)
+    def __init__(self, tenant: Tenant, clock: Clock) -> None:
+        self.requests = Bucket(tenant.requests_per_minute, clock)
+        self.tokens = Bucket(tenant.tokens_per_minute, clock)
+
+    def resize(self, tenant: Tenant) -> None:
+        self.requests.resize(tenant.requests_per_minute)
+        self.tokens.resize(tenant.tokens_per_minute)
+
+    @property
+    def full(self) -> bool:
+        return self.requests.full and self.tokens.full
 
 
 class Tenants:
@@ -119,13 +122,14 @@ class Tenants:
             raise ValueError(f"shared_key: expected 16 or more ASCII characters, got {len(shared_key)}")
         self.keys = None if store is None else Keys(store, clock=clock)
         self._shared = None if shared_key is None else digest_of(shared_key)
-        self._operator = _operator(shared_key)
+        self._operator = Tenant(id="operator", name="operator", role="admin", secret=secrets.token_bytes(32))
         self._verifier = verifier
         self._charged = charged
         self._clock = clock
         self._ticks = ticks
         self._failures = Failures(clock=ticks)
         self._lock = threading.Lock()
+        self._refreshing = threading.Lock()
         self._meters: dict[str, _Meters] = {}
         self._known: dict[str, Key] = {}
         self._version = -1
@@ -158,13 +162,11 @@ class Tenants:
         def finish(usage: Usage | None) -> None:
             used = 0 if usage is None else usage.total_tokens
             self._return(tenant, tokens - used)
-            if self.ledger is None:
-                pass
-            elif usage is not None and used:
-                entry = _entry(tenant, model, usage, at, self._ticks() - begun)
-                _watch(self.ledger.settle(entry, account, reservation))
-            elif reservation is not None:
-                _watch(self.ledger.release(reservation))
+            if self.ledger is not None and usage is not None and used:
+                seconds = self._ticks() - begun
+                self.ledger.settle(_entry(tenant, model, usage, at, seconds), account, reservation)
+            elif self.ledger is not None and reservation is not None:
+                self.ledger.release(reservation)
             if usage is not None:
                 self._charged(tenant, model, usage)
 
@@ -178,16 +180,18 @@ class Tenants:
         """See what has changed in the store; the ledger's thread does it a few times a second."""
         if self.keys is None:
             return
-        version = self.keys.version()
-        if version != self._version:
-            self._known = {key.id: key for key in self.keys.list()}
-            self._version = version
-        now = self._clock()
-        live = frozenset(key.id for key in self._known.values() if key.live(now))
-        gone, self._live = self._live - live, live
+        with self._refreshing:
+            version = self.keys.version()
+            if version != self._version:
+                self._known = {key.id: key for key in self.keys.list()}
+                self._version = version
+            now = self._clock()
+            live = frozenset(key.id for key in self._known.values() if key.live(now))
+            gone, self._live = self._live - live, live
         for identity in gone:
             for tell in self._gone:
-                tell(identity)
+                with suppress(RuntimeError):  # whoever it would tell has stopped
+                    tell(identity)
 
     def close(self) -> None:
         """Write what is left to write."""
@@ -260,3 +264,45 @@ class Tenants:
                 code="rate_limit_exceeded" if waiting else "insufficient_quota",
             )
         return found
+
+
+def _shown(headers: Any) -> str | None:
+    """The one key or token in the headers; a key in the URL is never looked for."""
+    bearers = headers.getlist("authorization")
+    found: list[str] = headers.getlist("x-api-key")
+    for bearer in bearers:
+        scheme, _, text = bearer.partition(" ")
+        found.append(text.strip() if scheme.lower() == "bearer" else "")
+    if len(bearers) > 1 or len(set(found)) != 1:
+        return None  # two that differ: who asks is not clear
+    return found[0]
+
+
+def _tenant(key: Key) -> Tenant:
+    return Tenant(
+        id=key.id,
+        name=key.name,
+        role=key.role,
+        models=key.models,
+        tokens_per_minute=key.tokens_per_minute,
+        requests_per_minute=key.requests_per_minute,
+        budget=key.budget,
+        period=key.period,
+        customer=key.customer,
+        secret=key.secret,
+    )
+
+
+def _entry(tenant: Tenant, model: str, usage: Usage, at: float, seconds: float) -> Entry:
+    return Entry(
+        id=secrets.token_hex(16),
+        at=at,
+        tenant=tenant.id,
+        model=model,
+        prompt=usage.prompt_tokens,
+        cached=usage.cached_tokens,
+        completion=usage.completion_tokens,
+        seconds=round(seconds, 6),
+        joules=usage.joules,
+        customer=tenant.customer,
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,9 +14,8 @@ from starlette.responses import Response
 from ..llm import LLM
 from .bodies import read
 from .errors import Refusal
-from .fields import ChatMessage, Messages, Name, Token, Tools, described
+from .fields import Messages, Name, Token, Tools, descriptions
 from .gate import answer
-from .models import Held
 from .health import models_of
 from .works import works_of
 
@@ -59,7 +60,7 @@ async def tokenize(request: Request) -> Response:
     body = await read(request, Tokenize)
     if (body.text is None) == (body.messages is None):
         raise Refusal(400, "prompt: expected a text, or messages, and not both", param="prompt")
-    return answer(await _with_model(request, body.model, partial(_tokens, body)))
+    return answer(await with_model(request, body.model, partial(_tokens, body)))
 
 
 async def detokenize(request: Request) -> Response:
@@ -67,10 +68,10 @@ async def detokenize(request: Request) -> Response:
     body = await read(request, Detokenize)
 
     def decode(llm: LLM) -> dict[str, Any]:
-        text = llm.tokenizer.decode(llm.engine.check_tokens("tokens", body.tokens), special=True)
+        text = llm.tokenizer.decode(llm.engine.check_tokens("tokens", np.array(body.tokens, np.int32)), special=True)
         return {"content": text, "prompt": text}
 
-    return answer(await _with_model(request, body.model, decode))
+    return answer(await with_model(request, body.model, decode))
 
 
 async def apply_template(request: Request) -> Response:
@@ -78,10 +79,10 @@ async def apply_template(request: Request) -> Response:
     body = await read(request, Template)
 
     def render(llm: LLM) -> dict[str, Any]:
-        tools = [described(tool.function.name, tool.function.description, tool.function.parameters) for tool in body.tools or ()]
-        return {"prompt": rendered(llm, body.messages, tools)}
+        tools = descriptions(body.tools)
+        return {"prompt": rendered(llm, [message.plain() for message in body.messages], tools)}
 
-    return answer(await _with_model(request, body.model, render))
+    return answer(await with_model(request, body.model, render))
 
 
 async def tokenizer_info(request: Request) -> Response:
@@ -100,21 +101,39 @@ async def tokenizer_info(request: Request) -> Response:
             "chat_template": None if template is None else template.source,
         }
 
-    return answer(await _with_model(request, request.query_params.get("model"), tell))
+    return answer(await with_model(request, request.query_params.get("model"), tell))
 
 
-def rendered(llm: LLM, messages: list[ChatMessage], tools: list[dict[str, Any]]) -> str:
-    """A conversation as its model's template has it."""
-    plain = [message.plain() for message in messages]
+def rendered(llm: LLM, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    """A conversation as its model's template has it; the words alone, where it has none."""
     if llm.model.template is None:
-        return "\n".join(message["content"] or "" for message in plain)
-    return llm.model.template.render(plain, tools=tools or None).text
+        return "\n".join(message["content"] or "" for message in messages)
+    return llm.model.template.render(messages, tools=tools or None).text
+
+
+def chat_tokens(llm: LLM, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+    """The same as the tokens that the model reads."""
+    template, tokenizer = llm.model.template, llm.tokenizer
+    if template is None:
+        return list(map(int, tokenizer.encode(rendered(llm, messages, tools))))
+    made = template.render(messages, tools=tools or None)
+    return list(map(int, made.encode(tokenizer)))
+
+
+async def with_model(request: Request, model: str | None, call: Callable[[LLM], dict[str, Any]]) -> dict[str, Any]:
+    """Do something with a model beside the loop; the first one, where none is named."""
+    models, allowed = models_of(request), request.state.tenant.models
+    held = await models.hold(model or models.states()[0].name, allowed)
+    try:
+        return await works_of(request).run(partial(call, held.llm))
+    finally:
+        held.release()
 
 
 def _tokens(body: Tokenize, llm: LLM) -> dict[str, Any]:
     special = body.add_special_tokens if body.add_special is None else body.add_special
     if body.messages is not None:
-        ids = llm.count_chat(body.messages)
+        ids = chat_tokens(llm, [message.plain() for message in body.messages], [])
     else:
         ids = llm.tokenizer.encode(body.text or "", bos=None if special is not False else False).tolist()
     found: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": llm.engine.context}

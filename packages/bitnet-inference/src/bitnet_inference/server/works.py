@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -14,12 +15,14 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection, Request
 from starlette.types import Receive
 
+from bitnet_core.model import Adapter
+
 from ..llm import LLM
 from ..reply import Piece, Reply
 from ..request import Usage
 from ..ticket import Ticket
 from ..writing import Writing
-from .errors import Refusal, refusal_of
+from .errors import Refusal
 from .gate import Lease, Tenant
 from .models import Held
 
@@ -52,12 +55,22 @@ class Work:
         """The text, where there is one."""
         return self.writings[0]
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that its model is used with."""
+        return self.llm._adapter(self._held.adapter)
+
     async def replies(self, receive: Receive) -> list[Reply]:
         """The texts, when they are finished; whoever does not wait for them need not be kept working for."""
         async with Watch(receive, self.cancel):
-            found = [await writing.areply() for writing in self.writings]
+            for ticket in self.tickets:
+                await ticket.aresult()
         self.check()
-        return found
+        return await self.written()
+
+    async def written(self) -> list[Reply]:
+        """The texts of those that are finished, made beside the loop: with log-probabilities they take time."""
+        return await self._works.run(lambda: [writing.reply for writing in self.writings])
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """What is written, piece by piece, with the place of the prompt."""
@@ -110,13 +123,16 @@ class Works:
         wishes: dict[str, Any] | None = None,
         *,
         size: int = 0,
+        names: Mapping[str, str] | None = None,
     ) -> Work:
-        """Start to write. `size`: bytes of what is to be read."""
+        """Start to write. `size`: bytes of what is to be read. `names`: what options are called by the client."""
         work = await self.open(connection, model, size // 4 + _expected(wishes or {}))
         try:
             await self.run(partial(self._start, work, start, dict(wishes or {})))
-        except BaseException:
+        except BaseException as error:
             work.end()
+            if type(error) is ValueError and names:
+                raise _renamed(error, names) from error
             raise
         return work
 
@@ -247,8 +263,12 @@ def _settle(lease: Lease, tickets: Sequence[Ticket]) -> None:
     lease.settle(usage_of([ticket.usage for ticket in tickets]))
 
 
+def _renamed(error: ValueError, names: Mapping[str, str]) -> ValueError:
+    """The same refusal with the name that the client knows."""
+    name = next((one for one in names if re.match(rf"{one}\b", str(error))), None)
+    return error if name is None else ValueError(names[name] + str(error)[len(name) :])
+
+
 def _expected(wishes: dict[str, Any]) -> int:
     """Tokens that an answer may have."""
     return int((wishes.get("max_tokens") or _USUAL_TOKENS) * wishes.get("n", 1))
-
-

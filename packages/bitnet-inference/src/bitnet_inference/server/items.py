@@ -1,0 +1,147 @@
+"""What OpenAI's responses are asked with: items, tools and the form of the answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from ..llm import LLM
+from ..writing import Writing
+from .chat import ObjectFormat, TextFormat
+from .errors import Refusal
+from .fields import Count, Name, Share, described
+
+_Id = Annotated[str, Meta(max_length=256)]
+
+
+class Part(Struct, forbid_unknown_fields=True):
+    """A part of a message, written by either side."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
+    logprobs: Annotated[list[Any], Meta(max_length=1 << 17)] | None = None  # clients send back what they got
+
+
+class Item(Struct, forbid_unknown_fields=True):
+    """A message, a call, or its answer."""
+
+    type: Literal["message", "function_call", "function_call_output"] | None = None
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | Annotated[list[Part], Meta(max_length=2048)] | None = None
+    call_id: _Id | None = None
+    name: Name | None = None
+    arguments: str | None = None
+    output: str | Annotated[list[Part], Meta(max_length=2048)] | None = None
+    id: _Id | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+    def plain(self, place: int) -> dict[str, Any]:
+        """As a message of a chat."""
+        if self.type == "function_call":
+            if self.name is None or self.call_id is None:
+                raise Refusal(400, f"input[{place}]: expected a call_id and a name", param=f"input[{place}]")
+            function = {"name": self.name, "arguments": self.arguments or "{}"}
+            call = {"id": self.call_id, "type": "function", "function": function}
+            return {"role": "assistant", "content": None, "tool_calls": [call]}
+        if self.type == "function_call_output":
+            return {"role": "tool", "tool_call_id": self.call_id, "content": _text(self.output)}
+        if self.role is None or self.content is None:
+            raise Refusal(400, f"input[{place}]: expected a role and a content", param=f"input[{place}]")
+        return {"role": self.role, "content": _text(self.content)}
+
+
+class Function(Struct, forbid_unknown_fields=True):
+    """A function that the model may ask to have called."""
+
+    type: Literal["function"]
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedFunction(Struct, forbid_unknown_fields=True):
+    """A function that must be called."""
+
+    type: Literal["function"]
+    name: Name
+
+
+class SchemaFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    """JSON of a schema."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextOptions(Struct, forbid_unknown_fields=True):
+    """The form of the answer."""
+
+    format: TextFormat | ObjectFormat | SchemaFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class Respond(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What is to be answered."""
+
+    model: Name
+    input: str | Annotated[list[Item], Meta(min_length=1, max_length=2048)]
+    instructions: str | None = None
+    previous_response_id: _Id | None = None
+    max_output_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
+    top_p: Share | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    include: Annotated[list[Literal["message.output_text.logprobs"]], Meta(max_length=1)] | None = None
+    text: TextOptions | None = None
+    tools: Annotated[list[Function], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
+    user: Annotated[str, Meta(max_length=512)] | None = None
+    # Accepted where they ask for what is done anyway.
+    background: Literal[False] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: Annotated[str, Meta(max_length=512)] | None = None
+    prompt_cache_key: Annotated[str, Meta(max_length=512)] | None = None
+
+    def items(self) -> list[dict[str, Any]]:
+        """What is new, as messages of a chat."""
+        if isinstance(self.input, str):
+            return [{"role": "user", "content": self.input}]
+        return [item.plain(place) for place, item in enumerate(self.input)]
+
+    def wishes(self) -> dict[str, Any]:
+        """What is asked for, as the engine's options."""
+        found: dict[str, Any] = {"max_tokens": self.max_output_tokens, "temperature": self.temperature}
+        found |= {"top_p": self.top_p}
+        if self.include or self.top_logprobs is not None:
+            found["logprobs"] = self.top_logprobs or 0
+        form = self.text.format if self.text else None
+        if isinstance(form, ObjectFormat):
+            found["form"] = "json"
+        elif isinstance(form, SchemaFormat):
+            found["form"] = form.schema
+        return {name: value for name, value in found.items() if value is not None}
+
+    def start(self, messages: list[dict[str, Any]], llm: LLM, wishes: dict[str, Any]) -> Writing:
+        """Begin to answer."""
+        tools = [described(tool.name, tool.description, tool.parameters) for tool in self.tools or ()]
+        wanted = self.tool_choice or "auto"
+        chosen: str = wanted.name if isinstance(wanted, NamedFunction) else wanted
+        if isinstance(wanted, NamedFunction) and chosen not in {tool.name for tool in self.tools or ()}:
+            raise Refusal(400, f"tool_choice: there is no tool {chosen!r} in tools", param="tool_choice")
+        if chosen == "required" and not tools:
+            raise Refusal(400, "tool_choice: expected tools with it", param="tool_choice")
+        return llm.stream(messages, tools=tools, tool_choice=chosen, **wishes)
+
+
+def _text(content: str | list[Part] | None) -> str:
+    return "".join(part.text for part in content) if isinstance(content, list) else content or ""
