@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = ("torch", "transformers", "gguf", "pytest")
-LIMIT = 125  # MB on disk, with all that the wheels bring; NumPy alone is 59
+LIMIT = 130  # MB on disk, with all that the wheels bring; NumPy alone is 59
 
 
 def main() -> int:
