@@ -66,7 +66,7 @@ def test_the_tests_that_documents_name_exist() -> None:
     lost = []
     for document in DOCUMENTS:
         for file, name in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", document.read_text()):
-            found = [*ROOT.glob(f"packages/*/tests/{file}"), *ROOT.glob(f"tests/{file}")]
+            found = [*ROOT.glob(f"packages/*/tests/**/{file}"), *ROOT.glob(f"tests/{file}")]
             if not any(re.search(rf"(?:def|class) {name}\b", path.read_text()) for path in found):
                 lost.append(f"{document.name}: {file}::{name}")
     assert lost == []

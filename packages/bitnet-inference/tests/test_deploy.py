@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -195,6 +199,27 @@ class TestService:
         level = re.search(r"exposure level for bitnet\.service: ([\d.]+)", said.stdout)
         assert level is not None, said.stderr
         assert float(level[1]) < 2.0  # of 10
+
+    @pytest.mark.skipif(not find_spec("bitnet_cli"), reason="NO COMMAND: install bitnet-cli to start `bitnet serve`")
+    def test_its_environment_starts_the_server(self, tmp_path: Path) -> None:
+        settings = dict(value.split("=", 1) for value in unit()["Environment"])
+        settings = {name: value.replace("/var/lib/bitnet", str(tmp_path)) for name, value in settings.items()}
+        settings |= {"BITNET_SERVE_PORT": "0", "BITNET_SERVE_API_KEY": "a-key-of-the-test"}
+        command = [sys.executable, "-c", "from bitnet_cli.main import command_line; command_line()", "serve"]
+        server = subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True)
+        try:
+            assert server.stderr is not None
+            found = (re.search(r"running on (http://127\.0\.0\.1:\d+)", line) for line in server.stderr)
+            url = next(match[1] for match in found if match)
+            assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+            assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 401
+            headers = {"Authorization": "Bearer a-key-of-the-test"}
+            assert b"bitnet_" in httpx.get(f"{url}/metrics", headers=headers, trust_env=False).content
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+        assert (tmp_path / "keys.db").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "audit.jsonl").is_file()
 
     def test_what_it_writes_lies_where_it_may(self) -> None:
         settings = dict(value.split("=", 1) for value in unit()["Environment"])
