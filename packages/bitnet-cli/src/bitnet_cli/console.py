@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -139,6 +138,8 @@ def mark(fine: bool | None, text: str = "") -> Any:
 
 def write_json(record: object) -> None:
     """One document on stdout; what is no number to JSON is null."""
+    from bitnet_benchmarks.record import as_plain  # noqa: PLC0415  # help is quicker without
+
     plain, indent = as_plain(record), 2 if sys.stdout.isatty() else None
     text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
     try:
@@ -146,20 +147,3 @@ def write_json(record: object) -> None:
     except UnicodeEncodeError:  # a name that is no Unicode, or a terminal that shows little of it
         text = json.dumps(plain, indent=indent, allow_nan=False)
     sys.stdout.write(text + "\n")
-
-
-def as_plain(value: Any) -> Any:
-    """Dataclasses, arrays, paths and numbers of all kinds as what JSON knows."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): as_plain(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(as_plain(item) for item in value)
-    if hasattr(value, "tolist"):
-        return as_plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [as_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

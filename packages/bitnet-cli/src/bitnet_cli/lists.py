@@ -114,7 +114,9 @@ def answered(output: Path) -> set[str]:
 
 def append(output: Path, record: Mapping[str, Any]) -> None:
     """One more line, whole and on the disk before the next is begun."""
-    data = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    from bitnet_benchmarks.record import as_plain  # noqa: PLC0415  # help is quicker without
+
+    data = (json.dumps(as_plain(record), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
     handle = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(handle, data)

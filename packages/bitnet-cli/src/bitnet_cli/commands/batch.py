@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from .. import lists, models
 from ..amounts import Count
-from ..console import FLAGS, Flags, as_plain
+from ..console import FLAGS, Flags
 from ..failures import FAILED, Refused
 from ..lists import Job
 from ..writers import RUNNING, WISHES, Running, Wishes, record_of
@@ -64,7 +64,7 @@ def batch(
                 waiting.append((job, _begin(llm, job, options)))
                 while waiting and (len(waiting) >= parallel or place == len(left) - 1):
                     record = _end(*waiting.popleft())
-                    lists.append(target, as_plain(record))
+                    lists.append(target, record)
                     failures += "error" in record
                     tokens += 0 if "error" in record else record["usage"].completion_tokens
                     tell(place + 1 - len(waiting), len(left), "")
