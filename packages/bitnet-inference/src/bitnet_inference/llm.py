@@ -233,7 +233,7 @@ class LLM:
 
         The windows after the first score `stride` tokens each, by default one context's worth.
         """
-        found, context = self._adapter(adapter), self._engine.context
+        found, context = self.adapter(adapter), self._engine.context
         begun = [
             likelihood.score(
                 self._engine.submit, tokens, first, context=context, stride=stride or context - 1, adapter=found
@@ -309,7 +309,7 @@ class LLM:
             prompt=tokens,
             sampling=sampling,
             eos=tokenizer.eos if tokenizer else frozenset(),
-            adapter=self._adapter(wishes.get("adapter")),
+            adapter=self.adapter(wishes.get("adapter")),
             constraint=None if first is None else first.fork,
             stopper=partial(_stopper, tokenizer, sampling, continues) if tokenizer and sampling.stop else None,
             **{name: wishes[name] for name in _OF_REQUEST if name in wishes},
@@ -332,7 +332,8 @@ class LLM:
     def _breakers(self) -> frozenset[int]:
         return breaker_tokens(self.tokenizer)
 
-    def _adapter(self, wanted: str | Adapter | None) -> Adapter | None:
+    def adapter(self, wanted: str | Adapter | None) -> Adapter | None:
+        """The adapter of a name that is loaded; an adapter, or None, is itself."""
         if not isinstance(wanted, str):
             return wanted
         adapter = self._adapters.get(wanted)
@@ -344,7 +345,7 @@ class LLM:
         return f"adapter: expected one of {', '.join(self.adapters) or 'those loaded, and none is'}, got {name!r}"
 
     def _state_request(self, text: Prompt, adapter: str | Adapter | None) -> Request:
-        return Request(prompt=self._prompts.tokens(text), want="state", adapter=self._adapter(adapter))
+        return Request(prompt=self._prompts.tokens(text), want="state", adapter=self.adapter(adapter))
 
 
 def _open(model: str | os.PathLike[str] | Model | None, progress: Callable[[Any], None] | None) -> Model:

@@ -58,7 +58,7 @@ class Work:
     @property
     def adapter(self) -> Adapter | None:
         """The adapter that its model is used with."""
-        return self.llm._adapter(self._held.adapter)
+        return self.llm.adapter(self._held.adapter)
 
     async def replies(self, receive: Receive) -> list[Reply]:
         """The texts, when they are finished; whoever does not wait for them need not be kept working for."""
