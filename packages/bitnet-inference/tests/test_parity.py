@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,9 @@ def theirs(data: Path, prompts: np.ndarray) -> tuple[Texts, np.ndarray]:
     """What transformers says, and its logits of all that."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
     logging.disable(logging.WARNING)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TORCHDYNAMO_DISABLE", "1")  # for as long as this takes: other tests of the process compile
     try:
         transformers.utils.logging.disable_progress_bar()
         folder = data / "models" / "bitllama2c-1M-hf"
@@ -55,6 +55,7 @@ def theirs(data: Path, prompts: np.ndarray) -> tuple[Texts, np.ndarray]:
             )
             logits = model(found).logits[:, SIZE - 1 : -1].numpy()
     finally:
+        patch.undo()
         logging.disable(logging.NOTSET)
     return [tuple(row[SIZE:]) for row in found.tolist()], logits
 

@@ -23,6 +23,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler with nothing compiled; where the environment turns it off, it would let all through unseen."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real models, tokenizers and texts, which the project does not ship."""

@@ -219,11 +219,8 @@ class TestStrength:
 
 
 @COMPILES
+@pytest.mark.usefixtures("compiler")
 class TestCompilation:
-    @pytest.fixture(autouse=True)
-    def fresh(self) -> None:
-        torch._dynamo.reset()  # what other tests compiled is none of these tests' business
-
     def test_a_layer_is_one_graph_forwards_and_backwards(self) -> None:
         made = layer(norm_eps=1e-5)
         compiled = torch.compile(made, fullgraph=True, backend="aot_eager")

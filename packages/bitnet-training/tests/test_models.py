@@ -137,6 +137,7 @@ def test_a_ternary_model_learns_by_heart() -> None:
     assert losses[-1] < 1
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does it
 def test_a_whole_model_is_one_graph_for_the_compiler() -> None:
     torch.manual_seed(0)

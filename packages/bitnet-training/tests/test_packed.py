@@ -79,6 +79,7 @@ def test_autocast_gives_bfloat16() -> None:
     assert grad.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_it_is_one_graph_for_the_compiler() -> None:
     layer, x = PackedLinear(ternary(33, 40)), numbers(4, 40).requires_grad_()
