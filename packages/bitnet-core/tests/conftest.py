@@ -6,10 +6,15 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # The hub's tests share a server, which is a module beside them.
 sys.path.append(str(Path(__file__).parent))
+
+# How long one example takes says how busy the machine is.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 GOLDEN = Path(__file__).parent / "golden"
 

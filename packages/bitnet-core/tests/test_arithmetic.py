@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bitnet_core import arithmetic, rope
+from bitnet_core.formats.huggingface.config import parse_config, spec_from_config
 from bitnet_core.model import Rope
 from bitnet_core.reference import Matrix
 
@@ -92,13 +93,27 @@ def test_elements_beyond_the_rotated_share_pass_through() -> None:
     assert not np.allclose(turned[..., :4], x[..., :4])
 
 
+# The name of a stretch may go on behind a dash: one kind in several forms.
 STRETCHES = {
+    "dynamic": ({"factor": 4.0}, Rope(theta=1e4, size=32)),
     "linear": ({"factor": 4.0}, rope.linear(1e4, 32, 4.0)),
     "llama3": (
         {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128},
         rope.llama3(1e4, 32, 8.0, 1.0, 4.0, 128),
     ),
     "yarn": ({"factor": 4.0, "original_max_position_embeddings": 256}, rope.yarn(1e4, 32, 4.0, 256)),
+    "yarn-weighed": (
+        {"factor": 4.0, "original_max_position_embeddings": 256, "mscale": 0.7, "mscale_all_dim": 0.4},
+        rope.yarn(1e4, 32, 4.0, 256, magnitude=(0.07 * np.log(4) + 1) / (0.04 * np.log(4) + 1)),
+    ),
+    "yarn-exact": (
+        {"factor": 4.0, "original_max_position_embeddings": 256, "truncate": False},
+        rope.yarn(1e4, 32, 4.0, 256, whole_pairs=False),
+    ),
+    "yarn-of-the-context": (
+        {"factor": None, "original_max_position_embeddings": 256},
+        rope.yarn(1e4, 32, 4.0, 256),
+    ),
     "longrope": (
         {
             "short_factor": [1.0] * 16,
@@ -117,6 +132,7 @@ def test_stretched_positions_are_those_of_transformers(kind: str) -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     fields, ours = STRETCHES[kind]
+    kind = kind.partition("-")[0]
     config = transformers.LlamaConfig(
         hidden_size=64,
         num_attention_heads=2,
@@ -126,3 +142,14 @@ def test_stretched_positions_are_those_of_transformers(kind: str) -> None:
     frequencies, magnitude = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=1024)
     np.testing.assert_allclose(ours.frequencies(), frequencies.numpy(), rtol=1e-5)
     assert ours.magnitude == pytest.approx(magnitude, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", STRETCHES)
+def test_a_config_says_which_stretch_it_means(kind: str) -> None:
+    fields, ours = STRETCHES[kind]
+    plain = {"hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    stretch = {"rope_type": kind.partition("-")[0], "rope_theta": 1e4, **fields}
+    config = {"model_type": "llama", "vocab_size": 8, "max_position_embeddings": 1024, "rope_parameters": stretch}
+    spec = spec_from_config(parse_config(plain | config, "config.json"), "config.json", inputs="float")
+    np.testing.assert_allclose(spec.rope.frequencies(), ours.frequencies(), rtol=1e-12)
+    assert spec.rope.magnitude == pytest.approx(ours.magnitude, rel=1e-12)

@@ -253,11 +253,11 @@ def test_bits_that_are_no_code_are_found_where_they_are(layout: str) -> None:
     codes = random_ternary(64, 256).codes()
     raw = types.encode(kind, TernaryTensor.from_codes(codes, 1.0))
     clean = types.stored(kind, raw, codes.shape)
-    assert types.first_bad_code(clean) is None
+    assert clean.first_bad_code() is None
     digits = codes.astype(np.uint8) + 1
     digits[37, 200] = digits[50, 3] = 3
     bad = TernaryTensor(layouts.get(layout).pack(digits), clean.scale, (64, 256), layout)
-    assert types.first_bad_code(bad) == 37 * 256 + 200
+    assert bad.first_bad_code() == 37 * 256 + 200
     raw = raw.copy()
     types.stored(kind, raw, codes.shape).data[...] = bad.data
     with pytest.raises(

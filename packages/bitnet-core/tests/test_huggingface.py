@@ -138,7 +138,9 @@ class TestForms:
             return renamed | inverse
 
         edit_tensors(tmp_path, old_names)
-        edit_config(tmp_path, quantization_config=..., architectures=["BitnetForCausalLM"], input_bits=8, weight_bits=1)
+        # As the first models were published: of a type that is not theirs, with a class of their own.
+        first = {"model_type": "llama", "architectures": ["BitnetForCausalLM"], "input_bits": 8, "weight_bits": 1}
+        edit_config(tmp_path, quantization_config=..., **first)
         loaded = huggingface.load(tmp_path)
         assert loaded.spec == spec
         assert isinstance(loaded.weights["layers.0.attn.q"], TernaryTensor)
@@ -312,7 +314,7 @@ class TestTensorsThatDoNotFit:
         ("name", "array", "words"),
         [
             ("model.norm.weight", np.ones(64, np.float32), r"expected shape \[128\], got \[64\]"),
-            ("model.norm.weight", np.ones(128, np.int32), "expected F32, F16 or BF16, got int32"),
+            ("model.norm.weight", np.ones(128, np.int32), "expected F64, F32, F16 or BF16, got int32"),
             ("model.embed_tokens.weight", np.ones((95, 128), np.float32), r"expected shape \[96, 128\]"),
             ("model.layers.0.mlp.up_proj.weight", np.zeros((63, 128), np.uint8), r"expected shape \[64, 128\]"),
             ("model.layers.0.mlp.up_proj.weight_scale", np.ones(3, np.float32), "expected one scale, or 256"),
@@ -329,6 +331,41 @@ class TestTensorsThatDoNotFit:
         edit_tensors(folder, lambda arrays: {key: array for key, array in arrays.items() if key != name})
         with pytest.raises(FormatError, match="expected a weight_scale beside packed weights, got none"):
             huggingface.load(folder)
+
+    def test_a_norm_of_bytes_is_refused(self, folder: Path) -> None:
+        edit_tensors(folder, lambda arrays: arrays | {"model.norm.weight": np.ones(128, np.uint8)})
+        with pytest.raises(FormatError, match=r"'model\.norm\.weight': expected F64, F32, F16 or BF16, got uint8"):
+            huggingface.load(folder)
+
+    def test_wide_floats_become_those_that_are_multiplied(self, folder: Path) -> None:
+        def widen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            wide = ("model.norm.weight", "model.embed_tokens.weight")
+            return arrays | {name: arrays[name].astype(np.float64) for name in wide}
+
+        tokens = some_tokens(tiny_spec(), 9)
+        expected = logits(huggingface.load(folder), tokens)
+        edit_tensors(folder, widen)
+        np.testing.assert_array_equal(logits(huggingface.load(folder), tokens), expected)
+
+    def test_bits_that_are_no_code_are_named_when_they_are_read(self, folder: Path) -> None:
+        def damage(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            name = "model.layers.1.self_attn.q_proj.weight"
+            packed = arrays[name].copy()
+            packed[3, 5] |= 0b1100
+            return arrays | {name: packed}
+
+        edit_tensors(folder, damage)
+        model = huggingface.load(folder)
+        with pytest.raises(FormatError, match=r"layers\.1\.self_attn\.q_proj\.weight' code at row 35, column 5: "):
+            model.weights["layers.1.attn.q"]
+
+    def test_a_scale_whose_inverse_is_no_number_is_refused_when_it_is_read(self, folder: Path) -> None:
+        name = "model.layers.1.self_attn.q_proj.weight_scale"
+        edit_tensors(folder, lambda arrays: arrays | {name: np.array([1e-40], np.float32)})
+        edit_config(folder, quantization_config={"quant_method": "bitnet"})
+        model = huggingface.load(folder)
+        with pytest.raises(FormatError, match=rf"{name}'?: expected scales with a finite inverse, got "):
+            model.weights["layers.1.attn.q"]
 
     @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
     def test_a_scale_that_is_no_number_above_zero_is_refused_when_it_is_read(self, folder: Path, value: float) -> None:

@@ -108,7 +108,14 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         ({"architectures": ["a", 3]}, r"architectures[1]: expected str, got 3"),
         ({"rope_scaling": {"factor": "2"}}, "rope_scaling.factor: expected float | null, got '2'"),
         ({"rope_parameters": {"rope_theta": []}}, "rope_parameters.rope_theta: expected float | null, got []"),
-        ({"quantization_config": {"linear_class": "x"}}, "quantization_config.linear_class: "),
+        (
+            {"quantization_config": {"quant_method": "bitnet", "linear_class": "x - at `$.y[9]`"}},
+            "quantization_config.linear_class: expected one of bitlinear, autobitlinear, got 'x - at `",
+        ),
+        (
+            {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 1}},
+            "rope_scaling.original_max_position_embeddings: expected int >= 2, got 1",
+        ),
         ({"partial_rotary_factor": 2.0}, "partial_rotary_factor: expected an even share of head_dim = 16, got 32"),
     ],
 )
@@ -130,7 +137,7 @@ def test_a_config_that_is_no_object(value: Any) -> None:
         ({"model_type": "gpt2"}, "model_type: 'gpt2' is not a family that is known; there are bitnet, llama"),
         ({"model_type": "x" * 10_000}, "is not a family that is known"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method: 'gptq' is not ternary"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_type: 'dynamic' is not supported"),
+        ({"rope_scaling": {"type": "mrope", "factor": 2}}, "rope_type: 'mrope' is not supported"),
         ({"rope_scaling": {"type": "linear"}}, "factor: expected a number for rope_type 'linear'"),
         (
             {"rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}},

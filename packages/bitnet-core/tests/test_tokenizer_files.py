@@ -190,6 +190,28 @@ def test_a_model_file_is_known_by_its_content(tmp_path: Path) -> None:
         load(tmp_path, b"<!DOCTYPE html>", "tokenizer.model")
 
 
+def test_older_folders_name_the_tokens_they_add_in_a_file_of_their_own(tmp_path: Path) -> None:
+    save(tmp_path, "tokenizer.model", model_file())
+    save(tmp_path, "added_tokens.json", {"<pad>": 7, "<word>": 8})
+    save(tmp_path, "special_tokens_map.json", {"pad_token": "<pad>"})
+    tokenizer = from_folder(tmp_path)
+    assert (tokenizer.pad, tokenizer.vocab_size) == (7, 9)
+    assert set(tokenizer.special_tokens) >= {"<pad>"}
+    assert "<word>" not in tokenizer.special_tokens
+    assert tokenizer.encode("a<word>").tolist()[-1] == 8
+    save(tmp_path, "added_tokens.json", {"<pad>": 70})
+    with pytest.raises(FormatError, match="id 7, without a gap"):
+        from_folder(tmp_path)
+
+
+def test_a_pair_of_files_has_the_tokens_that_its_folder_adds(tmp_path: Path) -> None:
+    save(tmp_path, "vocab.json", tokenizer_json()["model"]["vocab"] | {"<|endoftext|>": 258})
+    save(tmp_path, "merges.txt", b"#version: 0.2\nt h\nth e\n")
+    save(tmp_path, "added_tokens.json", {"<|im_end|>": 259})
+    save(tmp_path, "special_tokens_map.json", {"additional_special_tokens": ["<|im_end|>"]})
+    assert from_folder(tmp_path).encode("the<|im_end|>", special=True).tolist() == [257, 259]
+
+
 def test_only_llama_3_says_by_its_size_which_special_tokens_follow() -> None:
     lines = [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
     assert tiktoken.looks_like(b"\n".join(lines))
@@ -202,6 +224,7 @@ def test_only_llama_3_says_by_its_size_which_special_tokens_follow() -> None:
 
 def test_gguf_metadata_says_what_a_tokenizer_is() -> None:
     assert Tokenizer.from_gguf({"general.architecture": "llama"}, "model.gguf") is None
+    assert Tokenizer.from_gguf({"tokenizer.ggml.model": "none"}, "model.gguf") is None
     tokenizer = from_gguf(gguf_metadata())
     assert tokenizer.encode("the").tolist() == [257]
     assert tokenizer.eos == {EOS, EOT}
@@ -263,6 +286,7 @@ def pattern(regex: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 WRONG_JSON: list[tuple[str, Any, str]] = [
     ("model.merges", ["t h", "q zz"], "merges[1]"),
     ("model.merges", ["t h e"], "merges[0]"),
@@ -304,6 +328,9 @@ WRONG_JSON: list[tuple[str, Any, str]] = [
     ("pre_tokenizer.use_regex", 1, "pre_tokenizer.use_regex"),
     ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "normalizer.type"),
     ("normalizer", {"type": "Prepend", "prepend": "a" * 100}, "normalizer.prepend"),
+    ("normalizer", {"type": "Sequence", "normalizers": [DOUBLE] * 5}, "normalizer"),
+    ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 65}, "normalizer"),
+    ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 5}, "pre_tokenizer"),
     ("post_processor", {"type": "RobertaProcessing"}, "post_processor"),
     ("post_processor.single.0.SpecialToken.id", "nothing", "post_processor.single"),
     ("post_processor", 3, "post_processor"),

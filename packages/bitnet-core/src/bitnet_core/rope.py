@@ -34,14 +34,20 @@ def yarn(
     fast: float = 32.0,
     slow: float = 1.0,
     magnitude: float | None = None,
+    whole_pairs: bool = True,
 ) -> Rope:
-    """As `llama3`, with a ramp over the pairs' numbers between the one that turns `fast` times and `slow`."""
+    """As `llama3`, with a ramp over the pairs' numbers between the one that turns `fast` times and `slow`.
+
+    The ramp begins and ends at `whole_pairs`, or where the turns would be exact.
+    """
 
     def pair_that_turns(times: float) -> float:
         return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    first = max(math.floor(pair_that_turns(fast)), 0)
-    last = min(math.ceil(pair_that_turns(slow)), size - 1)
+    first, last = pair_that_turns(fast), pair_that_turns(slow)
+    if whole_pairs:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
     ramp = np.clip((np.arange(size // 2) - first) / max(last - first, 1e-3), 0.0, 1.0)
     if magnitude is None:
         magnitude = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -12,6 +12,7 @@ from . import layouts
 from .errors import FormatError, UnsupportedError
 
 Array = npt.NDArray[np.float32]
+_NEAR = 1 << 17  # bytes looked at while they and what is made of them stay in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,15 +81,35 @@ class TernaryTensor:
         """int8 of `shape`: the truth that every layout is compared by."""
         digits = layouts.get(self.layout).unpack(self.data, self.shape)
         if digits.max() > 2:
-            row, col = np.unravel_index(int(np.argmax(digits > 2)), self.shape)
-            raise FormatError(
-                self.layout,
-                f"code at row {row}, column {col}",
-                "bits of -1, 0 or 1",
-                "bits 11",
-                hint="the bytes are damaged, or in another layout",
-            )
+            self.check_codes(self.layout, "")
         return digits.view(np.int8) - np.int8(1)
+
+    def first_bad_code(self) -> int | None:
+        """The index, in row-major order, of the first code that is none of -1, 0 and 1."""
+        if self.layout == "tq1_0":
+            return None  # a digit of base 3 is always one of three
+        step = max(_NEAR // self.data.shape[1], 1)
+        room = np.empty((2, step, self.data.shape[1]), np.uint8)
+        for start in range(0, len(self.data), step):
+            part = self.data[start : start + step]
+            high, bad = room[:, : len(part)]
+            np.right_shift(part, 1, out=high)
+            np.bitwise_and(np.bitwise_and(part, high, out=bad), 0x55, out=bad)
+            if bad.any():
+                break
+        else:
+            return None
+        wrong = layouts.get(self.layout).unpack(self.data, self.shape) > 2
+        return int(np.argmax(wrong)) if wrong.any() else None  # bits that only fill a byte up may be any
+
+    def check_codes(self, file: str, field: str) -> None:
+        """Raise FormatError, which names this field of a file, where bits are no code."""
+        if (bad := self.first_bad_code()) is None:
+            return
+        row, column = divmod(bad, self.shape[1])
+        where = f"{field} code at row {row}, column {column}".lstrip()
+        hint = "the bytes are damaged, or in another layout"
+        raise FormatError(file, where, "bits of -1, 0 or 1", "bits 11", hint=hint)
 
     def dense(self) -> Array:
         """float32 of `shape`: scale times code."""

@@ -7,6 +7,8 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, starmap
+from operator import add
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,9 +36,13 @@ class Tokenizer:
         vocabulary.check()
         self.vocabulary = vocabulary
         self._special = MappingProxyType(vocabulary.special_ids())
-        with _contained(vocabulary.file, "tokenizer"):
-            self._engine = _make_engine(vocabulary)
-            self._splitter = _make_splitter(vocabulary)
+        try:
+            with _contained(vocabulary.file, "tokenizer"):
+                self._engine = _make_engine(vocabulary)
+                self._splitter = _make_splitter(vocabulary)
+        except FormatError:
+            vocabulary.check_merges()  # the library refuses wrong ones; this says which
+            raise
         self._bytes = vocabulary.bytes_by_id()
         self._shown = tuple(b"" if vocabulary.is_special(id_) else text for id_, text in enumerate(self._bytes))
         # What decoding takes away in front; a byte-level text comes back as it was.
@@ -99,7 +105,9 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for in the text."""
-        return self._bytes[self._checked([token])[0]]
+        if not 0 <= token < len(self._bytes):
+            raise self._unknown(token)
+        return self._bytes[token]
 
     def vocabulary_bytes(self) -> Sequence[bytes]:
         """What each token stands for in the text, by id."""
@@ -209,9 +217,12 @@ class Tokenizer:
             raise FormatError(self.vocabulary.file, "tokens", "one row of integers", f"{array.dtype} {array.shape}")
         for token in (array.min(), array.max()):
             if not 0 <= token < len(self._bytes):
-                raise FormatError(self.vocabulary.file, "token", f"an id of 0..{len(self._bytes) - 1}", token)
+                raise self._unknown(token)
         ids: list[int] = array.tolist()
         return ids
+
+    def _unknown(self, token: object) -> FormatError:
+        return FormatError(self.vocabulary.file, "token", f"an id of 0..{len(self._bytes) - 1}", token)
 
 
 class TextStream:
@@ -253,12 +264,12 @@ def _make_engine(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     }
     engine = tokenizers.Tokenizer.from_str(json.dumps(pipeline))
     # A special token that the model knew could come out of ordinary text, as one character or as one word.
-    known = {
-        text: id_ for text, id_ in vocabulary.ids.items() if id_ == vocabulary.unk or not vocabulary.is_special(id_)
-    }
-    merges = [
-        pair for pair in vocabulary.merges if pair[0] in known and pair[1] in known and pair[0] + pair[1] in known
-    ]
+    dropped = {text for text, id_ in vocabulary.special_ids().items() if id_ != vocabulary.unk}
+    known = {text: id_ for text, id_ in vocabulary.ids.items() if text not in dropped}
+    merges = list(vocabulary.merges)
+    if not dropped.isdisjoint(chain(chain.from_iterable(merges), starmap(add, merges))):
+        vocabulary.check_merges()
+        merges = [pair for pair in merges if dropped.isdisjoint((*pair, pair[0] + pair[1]))]
     engine.model = tokenizers.models.BPE(
         known,
         merges,

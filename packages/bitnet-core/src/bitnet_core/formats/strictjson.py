@@ -9,9 +9,15 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from ..errors import FormatError
 
 _DEPTH_LIMIT = 64  # the deepest honest file, a tokenizer's, has fewer than ten levels
+_ESCAPES = re.compile(rb"\\.", re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # up, and down as an int8
+_CHUNK = 1 << 20  # bytes looked at at a time
 # A string runs to its end or to the file's: a start without an end must not be scanned from again.
 _BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
@@ -93,13 +99,28 @@ def _check_depth(data: bytes, file: str | os.PathLike[str]) -> None:
     # Brackets at most as deep as the limit need no walk; the parser itself would recurse.
     if data.count(b"[") + data.count(b"{") <= _DEPTH_LIMIT:
         return
+    depth, inside, rest = 0, 0, b""  # inside a string or not; a backslash whose character is yet to come
+    for start in range(0, len(data), _CHUNK):
+        # Without what a backslash hides, every quote begins or ends a string.
+        text = _ESCAPES.sub(b"", rest + data[start : start + _CHUNK])
+        rest = text[-1:] if text.endswith(b"\\") else b""
+        parts = text.split(b'"')
+        brackets = b"".join(parts[inside::2]).translate(_STEPS, _NO_BRACKETS)
+        inside ^= (len(parts) - 1) & 1
+        if brackets:
+            depths = depth + np.frombuffer(brackets, np.int8).cumsum(dtype=np.int32)
+            if depths.max() > _DEPTH_LIMIT:
+                at = _too_deep(data)
+                raise FormatError(file, "JSON", f"at most {_DEPTH_LIMIT} levels", "deeper nesting", offset=at)
+            depth = int(depths[-1])
+
+
+def _too_deep(data: bytes) -> int:
+    """Where the first bracket stands that opens one level too many."""
     depth = 0
     for match in _BRACKETS.finditer(data):
         mark = match[0][0]
-        if mark in b"[{":
-            depth += 1
-            if depth > _DEPTH_LIMIT:
-                at = match.start()
-                raise FormatError(file, "JSON", f"at most {_DEPTH_LIMIT} levels", "deeper nesting", offset=at)
-        elif mark in b"]}":
-            depth -= 1
+        depth += (mark in b"[{") - (mark in b"]}")
+        if depth > _DEPTH_LIMIT:
+            return match.start()
+    return len(data)

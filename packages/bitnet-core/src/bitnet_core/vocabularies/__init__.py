@@ -107,11 +107,18 @@ class Vocabulary:
         object.__setattr__(self, "added", {**self.added, **steering})
 
     def check(self) -> None:
-        """Raise FormatError for the first entry that is wrong."""
+        """Raise FormatError for the first token or reference that is wrong."""
         check_count(len(self.tokens), self.file)
         self._check_tokens()
-        self._check_merges()
         self._check_references()
+
+    def check_merges(self) -> None:
+        """Raise FormatError for the first merge that is not of tokens; `check` leaves it out, for it takes long."""
+        ids = self.ids
+        for rank, (left, right) in enumerate(self.merges):
+            if left not in ids or right not in ids or left + right not in ids:
+                missing = next(token for token in (left, right, left + right) if token not in ids)
+                raise FormatError(self.file, f"merges[{rank}]", "tokens of the vocabulary", f"{missing!r}")
 
     def is_special(self, token: int) -> bool:
         """Whether it steers the model, and is no text."""
@@ -149,13 +156,6 @@ class Vocabulary:
                 raise FormatError(self.file, f"token {id_}", "text that UTF-8 can hold", ascii(token))
             if self.byte_fallback and token.startswith("<0x") and _BYTE_LIKE.fullmatch(token):
                 _check_byte(self.file, id_, token, self.added)
-
-    def _check_merges(self) -> None:
-        ids = self.ids
-        for rank, (left, right) in enumerate(self.merges):
-            if left not in ids or right not in ids or left + right not in ids:
-                missing = next(token for token in (left, right, left + right) if token not in ids)
-                raise FormatError(self.file, f"merges[{rank}]", "tokens of the vocabulary", f"{missing!r}")
 
     def _check_references(self) -> None:
         named = {"bos": self.bos, "pad": self.pad, "unk": self.unk}

@@ -63,8 +63,8 @@ def read_settings(folder: Path) -> Settings:
         for role in ("bos", "eos", "pad"):
             found = _ids(source.get(f"{role}_token_id"), folder / name, f"{role}_token_id")
             ids[role] = ids.get(role, ()) + found
-    decoder = config.get("added_tokens_decoder") or {}
-    return Settings(os.fspath(file), texts, frozenset(special), ids, _added(decoder, file), *_bools(config, file))
+    added = _added(config.get("added_tokens_decoder") or {}, file) or _older_added(folder / "added_tokens.json")
+    return Settings(os.fspath(file), texts, frozenset(special), ids, added, *_bools(config, file))
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
@@ -100,7 +100,7 @@ def save(vocabulary: Vocabulary, folder: Path) -> None:
 
 def _read(path: Path, settings: Settings) -> Vocabulary:
     if path.name == "vocab.json":
-        return _with_settings(_read_pair(path, settings), settings)
+        return _with_settings(_with_added(_read_pair(path, settings), settings), settings)
     if path.suffix == ".json":
         return _with_settings(tokenizerjson.read(path), settings)
     data, file = read_bounded(path, FILE_LIMIT), os.fspath(path)
@@ -140,7 +140,7 @@ def _read_pair(path: Path, settings: Settings) -> Vocabulary:
 
 
 def _with_added(vocabulary: Vocabulary, settings: Settings) -> Vocabulary:
-    """A SentencePiece model with the tokens that its folder adds behind its own."""
+    """A vocabulary without added tokens of its own, with those that its folder puts behind it."""
     known = len(vocabulary.tokens)
     behind = {id_: entry for id_, entry in settings.added.items() if id_ >= known}
     for expected, id_ in enumerate(sorted(behind), known):
@@ -199,6 +199,13 @@ def _added(decoder: Any, file: Path) -> dict[int, tuple[str, Added]]:
         if not key.isascii() or not key.isdigit() or len(key) > 9:
             raise FormatError(file, "added_tokens_decoder", "ids as keys", f"{key!r}")
     return tokenizerjson.read_added([{**entry, "id": int(key)} for key, entry in decoder.items()], os.fspath(file))
+
+
+def _older_added(file: Path) -> dict[int, tuple[str, Added]]:
+    """The file that held ids by text before tokenizer_config.json did."""
+    plain = {"special": False, "normalized": True}
+    entries = [{**plain, "content": text, "id": id_} for text, id_ in read_config(file).items()]
+    return tokenizerjson.read_added(entries, os.fspath(file))
 
 
 def _list(value: Any, file: Path) -> list[Any]:

@@ -14,6 +14,7 @@ from . import Added, Spaces, Vocabulary, check_count, pipelines, sentencepiece
 _KEY = "tokenizer.ggml."
 _NO_TOKEN = (1 << 32) - 1  # how converters write an id of -1
 _BITNET = frozenset(("bitnet-b1.58", "bitnet-25"))  # their published files name no pre-tokenizer: it is Llama 3's
+_NONE = ("none", "no_vocab")  # what llama.cpp calls the tokenizer of a model that has none
 _SPECIAL = frozenset((sentencepiece.UNKNOWN, sentencepiece.CONTROL))
 
 
@@ -21,7 +22,7 @@ def parse(metadata: Mapping[str, Any], file: str | os.PathLike[str]) -> Vocabula
     """The vocabulary that a GGUF file's metadata holds, if it holds one."""
     name = os.fspath(file)
     model = metadata.get(_KEY + "model")
-    if model is None:
+    if model is None or model in _NONE:
         return None
     if model not in _MODELS:
         known = ", ".join(_MODELS)

@@ -7,6 +7,7 @@ patterns, and are let through by their type and the values of their fields.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,8 @@ _INNER_SPACES = r" {2,}"
 _DIGIT_RUNS = (r"[0-9][0-9][0-9]", r"[0-9]", r"\p{N}{1,3}", r"\p{N}+", r"\p{N}", r"\d")
 _PATTERNS = frozenset((_GPT2, _LLAMA3, _QWEN2, _SIGNS, _SIGNS_AND_TICK, _OUTER_SPACES, _INNER_SPACES, *_DIGIT_RUNS))
 _TEXT_LIMIT = 16  # characters that a step may look for or put in; a longer one could make any text huge
+_STEPS_LIMIT = 64
+_GROWTH_LIMIT = 16  # times that all steps together may make a text longer
 
 
 def _sequence(*steps: JsonStep) -> JsonStep:
@@ -108,12 +111,12 @@ def steps_of(spaces: Spaces) -> JsonStep:
 
 def check_normalizer(step: Any, file: str) -> JsonStep | None:
     """The normalizer of a tokenizer.json, if it is one that is known."""
-    return _check(step, "normalizer", "normalizers", _NORMALIZERS, file)
+    return _bounded(_check(step, "normalizer", "normalizers", _NORMALIZERS, file), "normalizer", file)
 
 
 def check_pre_tokenizer(step: Any, file: str) -> JsonStep | None:
     """The pre-tokenizer of a tokenizer.json, if it is one that is known."""
-    return _check(step, "pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS, file)
+    return _bounded(_check(step, "pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS, file), "pre_tokenizer", file)
 
 
 def flatten(step: JsonStep | None) -> list[JsonStep]:
@@ -182,6 +185,26 @@ _PRE_TOKENIZERS: Mapping[str, _Fields] = MappingProxyType(
         },
     }
 )
+
+
+def _bounded(step: JsonStep | None, field: str, file: str) -> JsonStep | None:
+    """The step, unless it is one of so many that each text would become huge."""
+    steps = flatten(step)
+    if len(steps) > _STEPS_LIMIT:
+        raise FormatError(file, field, f"at most {_STEPS_LIMIT} steps", len(steps))
+    growth = math.prod(map(_growth, steps))
+    if growth > _GROWTH_LIMIT:
+        expected = f"steps that make no text more than {_GROWTH_LIMIT} times as long"
+        raise FormatError(file, field, expected, f"{growth:g} times")
+    return step
+
+
+def _growth(step: JsonStep) -> float:
+    if step["type"] == "ByteLevel":
+        return 2.0  # a byte that is no ASCII becomes a character of two
+    if step["type"] != "Replace":
+        return 1.0
+    return max(1.0, len(step.get("content", "")) / len(step["pattern"].get("String", " ")))
 
 
 def _check(step: Any, field: str, inner: str, kinds: Mapping[str, _Fields], file: str) -> JsonStep | None:

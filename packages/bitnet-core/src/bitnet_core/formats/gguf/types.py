@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from ... import layouts
 from ...errors import FormatError
 from ...model import Weight
 from ...tensor import TernaryTensor
@@ -24,8 +23,7 @@ from . import blocks
 from .blocks import Bytes
 
 Floats = npt.NDArray[np.float32]
-_NEAR = 1 << 17  # bytes looked at while they and what is made of them stay in the cache
-_CHUNK = 1 << 20  # bytes looked at, or elements decoded, at a time
+_CHUNK = 1 << 20  # elements decoded at a time
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -188,11 +186,7 @@ def ternary(kind: Kind, raw: Bytes, shape: tuple[int, ...], file: str, field: st
     if wrong.any():
         expected = "finite numbers, and above 0 where there is one for all" if kind.tail else "finite numbers"
         raise FormatError(file, f"{field} scale", expected, tensor.scale[wrong][0])
-    if (bad := first_bad_code(tensor)) is not None:
-        row, column = divmod(bad, tensor.shape[1])
-        where = f"{field} code at row {row}, column {column}"
-        hint = "the bytes are damaged, or in another layout"
-        raise FormatError(file, where, "bits of -1, 0 or 1", "bits 11", hint=hint)
+    tensor.check_codes(file, field)
     if tensor.scale.size > 1 and (tensor.scale == tensor.scale[0, 0]).all():
         return replace(tensor, scale=tensor.scale[:1, :1].copy())  # the usual file, without unpacking it
     return tensor.simplified()
@@ -210,27 +204,6 @@ def stored(kind: Kind, raw: Bytes, shape: tuple[int, ...]) -> TernaryTensor:
     scale = halves.astype(np.float32).reshape(rows, cols // kind.block)
     codes = parts[:, : kind.scale_at] if kind.scale_at else parts[:, 2:]
     return TernaryTensor(codes, scale, (rows, cols), layout)
-
-
-def first_bad_code(tensor: TernaryTensor) -> int | None:
-    """The index, in row-major order, of the first code that is none of -1, 0 and 1."""
-    if tensor.layout == "tq1_0":
-        return None  # a digit of base 3 is always one of three
-    data = tensor.data
-    step = max(_NEAR // data.shape[1], 1)
-    room = np.empty((2, step, data.shape[1]), np.uint8)
-    for start in range(0, len(data), step):
-        part = data[start : start + step]
-        high, bad = room[:, : len(part)]
-        np.right_shift(part, 1, out=high)
-        np.bitwise_and(np.bitwise_and(part, high, out=bad), 0x55, out=bad)
-        if bad.any():
-            index = start + int(np.argmax(bad.any(axis=1)))
-            layout = layouts.get(tensor.layout)
-            group = math.prod(tensor.shape) // len(data)
-            digits = layout.unpack(data[index : index + 1], (1, group))
-            return index * group + int(np.argmax(digits > 2))
-    return None
 
 
 def encode(kind: Kind, weight: Weight) -> Bytes:

@@ -41,7 +41,7 @@ def verify(path: str | os.PathLike[str], *, i2_s_group: Literal[64, 128] = 128, 
 def _ternary(file: File, place: Tensor) -> Finding:
     tensor = types.stored(place.kind, file.raw(place.name), place.shape)
     nan, inf = int(np.isnan(tensor.scale).sum()), int(np.isinf(tensor.scale).sum())
-    bad = types.first_bad_code(tensor)
+    bad = tensor.first_bad_code()
     problem: str | None = None
     if bad is not None:
         problem = f"the code at row {bad // tensor.shape[1]}, column {bad % tensor.shape[1]} is none of -1, 0 and 1"

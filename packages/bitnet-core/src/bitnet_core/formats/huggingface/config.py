@@ -6,93 +6,17 @@ repositories to fetch, is inert text.
 
 from __future__ import annotations
 
+import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeVar
-
-import msgspec
-from msgspec import Meta
+from typing import Any, Literal
 
 from ... import rope
 from ...errors import FormatError, UnsupportedError, printable
 from ...families import FAMILIES, Family
 from ...model import ATTENTION, FFN, ModelSpec, Rope
-
-Count = Annotated[int, Meta(ge=1, le=2**24)]
-Depth = Annotated[int, Meta(ge=1, le=4096)]
-Positive = Annotated[float, Meta(gt=0, le=1e12)]
-Theta = Annotated[float, Meta(gt=1, le=1e12)]
-
-
-class RopeConfig(msgspec.Struct):
-    """How positions are stretched: `rope_scaling` of older files, `rope_parameters` of newer ones."""
-
-    rope_type: str | None = None
-    type: str | None = None
-    rope_theta: Theta | None = None
-    factor: Positive | None = None
-    low_freq_factor: Positive = 1.0
-    high_freq_factor: Positive = 4.0
-    beta_fast: Positive | None = None
-    beta_slow: Positive | None = None
-    attention_factor: Positive | None = None
-    original_max_position_embeddings: Count | None = None
-    partial_rotary_factor: Positive | None = None
-    short_factor: list[Positive] = []
-    long_factor: list[Positive] = []
-
-
-class QuantizationConfig(msgspec.Struct):
-    """What transformers' BitNet integration writes."""
-
-    quant_method: str = ""
-    linear_class: Literal["bitlinear", "autobitlinear"] | None = None
-    quantization_mode: Literal["offline", "online"] | None = None
-    modules_to_not_convert: list[str] | None = None
-    use_rms_norm: bool | None = None
-    rms_norm_eps: Positive | None = None
-
-
-class Config(msgspec.Struct):
-    """The allow-list of config.json: every field that is read, with its bounds."""
-
-    hidden_size: Count
-    intermediate_size: Count
-    num_hidden_layers: Depth
-    num_attention_heads: Depth
-    vocab_size: Count
-    model_type: str = ""
-    architectures: list[str] | None = None
-    num_key_value_heads: Depth | None = None
-    head_dim: Annotated[int, Meta(ge=2, le=4096)] | None = None
-    max_position_embeddings: Count = 2048
-    rms_norm_eps: Annotated[float, Meta(gt=0, lt=1)] | None = None
-    hidden_act: str | None = None
-    hidden_activation: str | None = None
-    attention_bias: bool | None = None
-    mlp_bias: bool | None = None
-    tie_word_embeddings: bool | None = None
-    rope_theta: Theta | None = None
-    rope_scaling: RopeConfig | None = None
-    rope_parameters: dict[str, Any] | None = None  # a RopeConfig, or one for each kind of layer
-    rope_local_base_freq: Theta | None = None
-    rope_interleaved: bool | None = None
-    partial_rotary_factor: Positive | None = None
-    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
-    sliding_window: Count | None = None
-    sliding_window_pattern: Depth | None = None
-    use_sliding_window: bool | None = None
-    use_bidirectional_attention: bool | None = None
-    query_pre_attn_scalar: Positive | None = None
-    attn_logit_softcapping: float | None = None
-    final_logit_softcapping: float | None = None
-    scale_emb: Positive | None = None
-    scale_depth: Positive | None = None
-    dim_model_base: Positive | None = None
-    quantization_config: QuantizationConfig | None = None
-
+from .fields import Config, RopeConfig, typed
 
 _ACTIVATIONS: Mapping[str, Literal["relu2", "silu", "gelu"]] = {
     "relu2": "relu2",
@@ -105,11 +29,14 @@ def parse_config(value: Any, file: str | os.PathLike[str]) -> Config:
     """The fields of a config.json that are read, each of its type and within its bounds."""
     if not isinstance(value, dict):
         raise FormatError(file, "JSON", "an object", type(value).__name__)
-    return _typed(value, Config, file, "")
+    return typed(value, Config, file, "")
 
 
 def family_of(config: Config, file: str | os.PathLike[str]) -> str:
     """The name in FAMILIES of what a config.json describes."""
+    # The first BitNets call themselves "llama", and name a class of their own, whose norms Llama does not have.
+    if config.model_type == "llama" and "BitnetForCausalLM" in (config.architectures or ()):
+        return "bitnet"
     for name, family in FAMILIES.items():
         if config.model_type in family.model_types:
             return name
@@ -242,7 +169,7 @@ def _rope(config: Config, family: Family, head_size: int, layers: str, file: str
     parameters, path = config.rope_parameters or {}, "rope_parameters"
     if "full_attention" in parameters:
         parameters, path = parameters.get(layers) or {}, f"rope_parameters.{layers}"
-    stretch = _typed(parameters, RopeConfig, file, path)
+    stretch = typed(parameters, RopeConfig, file, path)
     if config.rope_scaling and layers == "full_attention":
         stretch, path = config.rope_scaling, "rope_scaling"
     default = config.rope_theta or family.theta
@@ -258,7 +185,7 @@ def _rope(config: Config, family: Family, head_size: int, layers: str, file: str
 def _stretched(stretch: RopeConfig, theta: float, size: int, context: int, where: str) -> Rope:
     kind = stretch.rope_type or stretch.type or "default"
     original, factor = stretch.original_max_position_embeddings or context, stretch.factor
-    if kind == "default":
+    if kind in ("default", "dynamic"):  # the latter changes nothing within the context
         return Rope(theta=theta, size=size)
     if kind == "longrope":
         # The long divisors are for texts beyond the original length: a model that tells them apart would
@@ -268,6 +195,8 @@ def _stretched(stretch: RopeConfig, theta: float, size: int, context: int, where
             raise UnsupportedError(f"{where}: expected {size // 2} factors, one a pair, got {len(chosen)}")
         found = rope.longrope(theta, size, chosen, original, context)
         return replace(found, magnitude=stretch.attention_factor or found.magnitude)
+    if factor is None and kind == "yarn" and context > original:
+        factor = context / original
     if factor is None:
         raise UnsupportedError(f"{where}.factor: expected a number for rope_type {kind!r}, got none")
     if kind == "linear":
@@ -278,11 +207,28 @@ def _stretched(stretch: RopeConfig, theta: float, size: int, context: int, where
             raise UnsupportedError(f"{where}: expected low_freq_factor below high_freq_factor, got {got}")
         return rope.llama3(theta, size, factor, stretch.low_freq_factor, stretch.high_freq_factor, original)
     if kind == "yarn":
-        fast, slow = stretch.beta_fast or 32.0, stretch.beta_slow or 1.0
-        return rope.yarn(theta, size, factor, original, fast=fast, slow=slow, magnitude=stretch.attention_factor)
+        return rope.yarn(
+            theta,
+            size,
+            factor,
+            original,
+            fast=stretch.beta_fast or 32.0,
+            slow=stretch.beta_slow or 1.0,
+            magnitude=stretch.attention_factor or _yarn_magnitude(stretch, factor),
+            whole_pairs=stretch.truncate,
+        )
     raise UnsupportedError(
-        f"{where}.rope_type: {printable(kind)!r} is not supported; default, linear, llama3, longrope and yarn are"
+        f"{where}.rope_type: {printable(kind)!r} is not supported; default, dynamic, linear, llama3, longrope and yarn "
+        "are"
     )
+
+
+def _yarn_magnitude(stretch: RopeConfig, factor: float) -> float | None:
+    """What two weights of the logarithm give together; None where they are not both there."""
+    if not (stretch.mscale and stretch.mscale_all_dim) or factor <= 1:
+        return None
+    growth = 0.1 * math.log(factor)
+    return (growth * stretch.mscale + 1) / (growth * stretch.mscale_all_dim + 1)
 
 
 def config_of(spec: ModelSpec, *, packed: bool) -> dict[str, Any]:
@@ -356,22 +302,3 @@ def _scales_of(spec: ModelSpec) -> dict[str, Any]:
 def _whole(value: float) -> float:
     # transformers wants an integer; a square of a square root may miss it by an ulp.
     return round(value) if abs(value - round(value)) < 1e-9 * value else value
-
-
-_Typed = TypeVar("_Typed")
-
-
-def _typed(value: Any, kind: type[_Typed], file: str | os.PathLike[str], path: str) -> _Typed:
-    """`value` as a struct; `path` says where in the file it stands."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, inner = str(error).partition(" - at `$")
-        got = value
-        for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", inner):
-            got = got.get(key) if isinstance(got, dict) else got[int(index)] if isinstance(got, list) else got
-        field = f"{path}{inner.rstrip('`')}".lstrip(".") or "JSON"
-        if missing := re.search(r"missing required field `(\w+)`", message):
-            raise FormatError(file, missing[1], "a value", "none") from error
-        expected = message.removeprefix("Expected ").split(", got")[0].replace("`", "")
-        raise FormatError(file, field, expected, repr(got)) from error

@@ -28,32 +28,13 @@ from ...tensor import TernaryTensor
 from ..safetensors import SafetensorsFile
 from ..strictjson import read_json
 from . import names
-from .config import Config, QuantizationConfig, family_of, parse_config, spec_from_config
+from .config import family_of, parse_config, spec_from_config
+from .fields import Config, QuantizationConfig
 
 CONFIG_LIMIT = 4 << 20
 _INDEX_LIMIT = 64 << 20
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".npz", ".ckpt")
-
-_PROJECTIONS = {
-    **{f"self_attn.{name}_proj": f"attn.{name}" for name in "qkvo"},
-    **{f"mlp.{name}_proj": f"ffn.{name}" for name in ("gate", "up", "down")},
-}
-_PARTS = {"weight": "", "weight_scale": ".scale", "bias": ".bias", "norm.weight": ".norm", "rms_norm.weight": ".norm"}
-_NORMS = {
-    "input_layernorm": "attn.norm",
-    "post_attention_layernorm": "ffn.norm",
-    "self_attn.attn_sub_norm": "attn.sub_norm",
-    "self_attn.inner_attn_ln": "attn.sub_norm",
-    "mlp.ffn_sub_norm": "ffn.sub_norm",
-    "mlp.ffn_layernorm": "ffn.sub_norm",
-    "self_attn.q_norm": "attn.q_norm",
-    "self_attn.k_norm": "attn.k_norm",
-}
-_POST_NORMS = {
-    "post_attention_layernorm": "attn.post_norm",
-    "pre_feedforward_layernorm": "ffn.norm",
-    "post_feedforward_layernorm": "ffn.post_norm",
-}
 
 Form = Literal["packed", "masters", "ternary", "plain"]
 
@@ -97,12 +78,14 @@ def load(
 
     path = Path(folder) / "config.json"
     config = parse_config(read_json(path, limit=CONFIG_LIMIT, same_duplicates=True), path)
-    sources = _canonical(_open_tensors(Path(folder), mapped), FAMILIES[family_of(config, path)].post_norms)
-    form = _form_of(sources, config, masters)
+    family = family_of(config, path)
+    sources = _canonical(_open_tensors(Path(folder), mapped), FAMILIES[family].post_norms)
+    trained = family == "bitnet" or config.quantization_config is not None  # by BitNet's recipe
+    form = _form_of(sources, config, trained, masters)
     spec = spec_from_config(
         config,
         path,
-        inputs=inputs or _inputs_of(form, config),
+        inputs=inputs or _inputs_of(form, trained),
         projection_norms="layers.0.attn.q.norm" in sources,
         headless="head" not in sources,
     )
@@ -196,7 +179,7 @@ def _canonical(sources: Mapping[str, Source], post_norms: bool) -> dict[str, Sou
     return found
 
 
-def _form_of(sources: Mapping[str, Source], config: Config, masters: bool | None) -> Form:
+def _form_of(sources: Mapping[str, Source], config: Config, trained: bool, masters: bool | None) -> Form:
     """How the projections are stored; a model has them all in one form."""
     sample = sources.get("layers.0.ffn.gate")
     if sample is None or sample.dtype == np.uint8:
@@ -208,14 +191,12 @@ def _form_of(sources: Mapping[str, Source], config: Config, masters: bool | None
         return "masters"  # its forward pass rounds, also weights that happen to be ternary
     if len(sample.shape) == 2 and TernaryTensor.detect(sample.array()[:64]) is not None:
         return "ternary"
-    quantized = config.quantization_config is not None or config.model_type == "bitnet"
-    return "masters" if quantized or "layers.0.attn.q.norm" in sources else "plain"
+    return "masters" if trained or "layers.0.attn.q.norm" in sources else "plain"
 
 
-def _inputs_of(form: Form, config: Config) -> Literal["int8", "float"]:
+def _inputs_of(form: Form, trained: bool) -> Literal["int8", "float"]:
     """BitNet's recipe quantizes activations; models that publish ternary floats without it do not."""
-    recipe = config.quantization_config is not None or config.model_type == "bitnet"
-    return "int8" if form in ("packed", "masters") or (form == "ternary" and recipe) else "float"
+    return "int8" if form in ("packed", "masters") or (form == "ternary" and trained) else "float"
 
 
 def _makers(
@@ -244,8 +225,7 @@ def _makers(
             shift = offset if names.is_shifted_norm(name) else 0.0
             makers[name] = partial(_norm, _checked(source, shape), shift)
         elif scale := _scale_source(sources, name, source, shape):
-            packed = _checked(source, (-(-shape[0] // 4), shape[1]))
-            makers[name] = partial(_packed, packed, scale, (shape[0], shape[1]), divides=not multiplies)
+            makers[name] = partial(_packed, source, scale, (shape[0], shape[1]), divides=not multiplies)
         else:
             makers[name] = partial(_matrix, _checked(source, shape), _form_in(form, name, source, recipe))
     return makers
@@ -263,8 +243,8 @@ def _form_in(form: Form, name: str, source: Source, recipe: QuantizationConfig) 
 def _checked(source: Source, shape: tuple[int, ...]) -> Source:
     if source.shape != shape:
         raise source.refuse(f"shape {list(shape)}", list(source.shape))
-    if source.dtype != np.uint8 and source.dtype.kind not in "fV":  # V: bfloat16 is no type of NumPy's own
-        raise source.refuse("F32, F16 or BF16", source.dtype)
+    if source.dtype.name not in _FLOATS:
+        raise source.refuse("F64, F32, F16 or BF16", source.dtype)
     return source
 
 
@@ -275,6 +255,9 @@ def _scale_source(sources: Mapping[str, Source], name: str, source: Source, shap
     scale = sources.get(f"{name}.scale")
     if scale is None:
         raise source.refuse("a weight_scale beside packed weights", "none")
+    packed = (-(-shape[0] // 4), shape[1])
+    if source.shape != packed:
+        raise source.refuse(f"shape {list(packed)}", list(source.shape))
     if scale.shape not in ((), (1,), (shape[0],), (shape[0], 1)):
         raise scale.refuse(f"one scale, or {shape[0]}", f"shape {list(scale.shape)}")
     return scale
@@ -300,7 +283,14 @@ def _scales(source: Source) -> npt.NDArray[np.float32]:
 
 def _packed(source: Source, scale: Source, shape: tuple[int, int], *, divides: bool) -> TernaryTensor:
     scales = _scales(scale)
-    return TernaryTensor(source.array(), np.float32(1) / scales if divides else scales, shape, "hf_rows")
+    if divides:
+        with np.errstate(over="ignore"):
+            scales = np.float32(1) / scales
+        if not np.isfinite(scales).all():
+            raise scale.refuse("scales with a finite inverse", scale.array().ravel()[:4])
+    tensor = TernaryTensor(source.array(), scales, shape, "hf_rows")
+    tensor.check_codes(source.file.file.path, f"tensor {source.name!r}")
+    return tensor
 
 
 def _matrix(source: Source, form: Form) -> Weight:
@@ -309,6 +299,8 @@ def _matrix(source: Source, form: Form) -> Weight:
         codes, scale = arithmetic.absmean(array)
         return TernaryTensor.from_codes(codes, scale)
     found = TernaryTensor.detect(array) if form == "ternary" else None
+    if found is None and array.dtype == np.float64:
+        return array.astype(np.float32)  # no backend multiplies wider numbers
     return array if found is None else found
 
 
