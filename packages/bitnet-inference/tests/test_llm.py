@@ -361,6 +361,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"prompt: expected 1\.\.511 tokens in a context of 512, got \d+"):
             llm.generate("word " * 1000)
 
+    def test_errors_call_a_model_by_its_name(self) -> None:
+        with LLM(BUILT_IN, threads=1, name="tales") as llm:
+            assert llm.name == "tales"
+            with pytest.raises(UnsupportedError, match=r"^tales: the model has no chat template"):
+                llm.chat("Hello", tools=[{"name": "now"}])
+
     def test_files_that_are_no_model_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "model.gguf").write_bytes(b"not a model at all, only text of some length")
         with pytest.raises(FormatError, match=r"model\.gguf"):

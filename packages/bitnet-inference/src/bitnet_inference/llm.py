@@ -50,7 +50,7 @@ class LLM:
     `model`: a name on the hub, a folder, a GGUF file, a `Model`, or None for the small story model that comes with
     this package. `memory`: bytes that weights and caches may take together. `draft`: a smaller model of the same
     vocabulary, whose guesses the model checks several at a time. `observer` is told of each step and each request that
-    ended. What is left goes to the backend: `head`, `kv`, `isa`.
+    ended. `name`: what errors and servers call it. What is left goes to the backend: `head`, `kv`, `isa`.
     """
 
     def __init__(  # noqa: PLR0913  # each is a setting of its own, given by name
@@ -67,13 +67,14 @@ class LLM:
         prefix_cache: bool = True,
         draft: str | os.PathLike[str] | Model | None = None,
         observer: Observer | None = None,
+        name: str | None = None,
         progress: Callable[[Any], None] | None = None,
         **backend_options: Any,
     ) -> None:
         if threads is not None:
             backend_options["threads"] = threads
         self.model = _open(model, progress)
-        self.name = "stories" if model is None else "model" if isinstance(model, Model) else os.fspath(model)
+        self.name = name or _name(model)
         self.backend = backends.get(backend)
         options.check_backend(backend_options, self.backend)
         self._pool = Pool(memory, name="llm")
@@ -366,6 +367,10 @@ def _open(model: str | os.PathLike[str] | Model | None, progress: Callable[[Any]
     if isinstance(model, Model):
         return model
     return load(BUILT_IN if model is None else model, progress=progress)
+
+
+def _name(model: str | os.PathLike[str] | Model | None) -> str:
+    return "stories" if model is None else "model" if isinstance(model, Model) else os.fspath(model)
 
 
 def _is_several(prompt: Any) -> TypeGuard[list[Prompt]]:

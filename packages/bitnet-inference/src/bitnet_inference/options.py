@@ -33,7 +33,7 @@ _ELSEWHERE: Mapping[str, str] = {
     "response_format": "form",
     "lora_request": "adapter",
 }
-_CONSTRUCTOR = ("backend", "threads", "memory", "context", "max_sequences", "step_tokens", "queue", "prefix_cache")
+_CONSTRUCTOR = ("backend", "memory", "context", "max_sequences", "step_tokens", "queue", "prefix_cache", "name")
 
 
 class Options(TypedDict, total=False):
