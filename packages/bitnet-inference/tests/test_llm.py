@@ -62,6 +62,22 @@ class TestText:
         assert len(pieces) > 20
         assert "".join(pieces) == "".join(writing) == writing.reply == llm.generate(ONCE, max_tokens=40, temperature=0)
 
+    def test_characters_of_several_tokens_come_whole(self, llm: LLM) -> None:
+        text = " a \U0001f468\u200d\U0001f469\u200d\U0001f467 \u6f22"
+        wanted = llm.tokenizer.encode(text, bos=False).tolist()
+        before = len(llm.tokenizer.encode(ONCE))
+
+        def write_it(tokens: list[int], logits: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+            place = len(tokens) - before
+            return np.where(np.arange(len(logits)) == [*wanted, min(llm.tokenizer.eos)][place], 0, -np.inf)
+
+        assert llm.generate(ONCE, processors=[write_it]) == text
+        assert len(wanted) > len(text)
+        for most in range(1, len(wanted)):
+            pieces = list(llm.write(ONCE, processors=[write_it], max_tokens=most))
+            assert text.startswith("".join(pieces))
+            assert llm.generate(ONCE, processors=[write_it], max_tokens=most) == "".join(pieces)
+
     def test_several_prompts_get_what_each_gets_alone(self, llm: LLM) -> None:
         prompts = [ONCE, "Lily saw", "The big dog"]
         together = llm.generate(prompts, max_tokens=10, temperature=0)

@@ -26,6 +26,7 @@ class _Text:
         self._tokenizer = tokenizer
         self._ends = sampling.stop_tokens | request.eos if not sampling.include_stop else frozenset[int]()
         self._wants = sampling.logprobs is not None
+        self._cut = True  # more could have come
         self._shown = 0  # log-probabilities that went with a piece
         self.logprobs: list[TokenLogprob] = []
         self.pieces: list[Piece] = []
@@ -41,6 +42,7 @@ class _Text:
 
     def feed(self, emission: Emission) -> Piece | None:
         """The text that this token completes, if it does."""
+        self._cut = emission.finish_reason != "stop"
         if self._wants and emission.logprob is not None:
             self.logprobs.append(token_logprob(self._tokenizer, emission.token, emission.logprob, emission.top))
         if self._stops is None:
@@ -52,7 +54,7 @@ class _Text:
 
     def finish(self, index: int) -> Piece | None:
         """What was held back."""
-        text = self._stops.finish() if self._stops is not None else ""
+        text = self._stops.finish(cut=self._cut) if self._stops is not None else ""
         return self._piece(text, index) if text or self._shown < len(self.logprobs) else None
 
     def _piece(self, text: str, index: int) -> Piece:
