@@ -377,6 +377,23 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"prompt: expected 1\.\.511 tokens in a context of 512, got \d+"):
             llm.generate("word " * 1000)
 
+    @pytest.mark.parametrize(
+        ("wishes", "message"),
+        [
+            ({"messages": None}, "messages: expected a text, or a list of messages, got NoneType"),
+            ({"messages": {"role": "user"}}, "messages: expected a text, or a list of messages, got dict"),
+            ({"tools": 5}, "tools: expected a list of functions or descriptions, got int"),
+            ({"tools": {"name": "now"}}, "tools: expected a list of functions or descriptions, got dict"),
+            ({"tool_choice": "required"}, "got 'required' with 0 tools"),
+            ({"tool_choice": {"type": "function"}}, "tool_choice: expected auto, none, or with tools"),
+            ({"template": {"messages": []}}, "template: expected variables beside messages and tools, got messages"),
+        ],
+    )
+    def test_a_wrong_conversation_is_refused(self, llm: LLM, wishes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            llm.chat(**{"messages": "Hello", **wishes})
+        assert llm.chat("Hello", tools=None, max_tokens=1)
+
     def test_errors_call_a_model_by_its_name(self) -> None:
         with LLM(BUILT_IN, threads=1, name="tales") as llm:
             assert llm.name == "tales"

@@ -34,7 +34,7 @@ class Conversation:
         llm: LLM,
         *,
         system: str | None = None,
-        tools: Toolbox | Iterable[Tool] = (),
+        tools: Toolbox | Iterable[Tool] | None = (),
         options: Options | None = None,
     ) -> None:
         self.llm = llm

@@ -10,12 +10,28 @@ from bitnet_core.tokenizer import Tokenizer
 
 from .reply import Details, Piece, Reply, TokenLogprob, prompt_logprobs_of, token_logprob
 from .request import Emission, Output, Request, Result
+from .settings import Sampling
 from .stopping import TextStops
+from .structured import Form
 from .ticket import Ticket
-from .tools import Call
+from .tools import Call, Toolbox
 
 # Of a text, and whether it came to its end: its value, and the tools that it calls.
 Reader = Callable[[str, bool], tuple[Any, tuple[Call, ...]]]
+
+
+def stopper(tokenizer: Tokenizer, sampling: Sampling, *, continues: bool) -> Callable[[int], str | None]:
+    """What tells the engine of the token with which a stop string is complete."""
+    stops = TextStops(
+        tokenizer, sampling.stop, include=sampling.include_stop, continues=continues, min_tokens=sampling.min_tokens
+    )
+    return lambda token: "stop" if stops.feed(token)[1] else None
+
+
+def read_answer(form: Form | None, toolbox: Toolbox | None, text: str, whole: bool) -> tuple[Any, tuple[Call, ...]]:
+    """What an answer says: its value, if it was not cut, and the calls in it."""
+    calls = tuple(toolbox.parse(text)) if toolbox else ()
+    return (form.parse(text) if form and whole and not calls else None), calls
 
 
 class _Text:
