@@ -292,6 +292,12 @@ class TestSessions:
         assert llm.generate(" Then", session=again, max_tokens=10, temperature=0) == second
         assert llm.tokenizer.decode(session.tokens).startswith(ONCE + first)
 
+    def test_an_empty_prompt_goes_on_with_a_session(self, llm: LLM) -> None:
+        session = llm.session()
+        first = llm.generate(ONCE, session=session, max_tokens=4, temperature=0)
+        second = llm.generate("", session=session, max_tokens=4, temperature=0)
+        assert first + second == llm.generate(ONCE, max_tokens=8, temperature=0)
+
 
 class TestAdapters:
     def test_an_adapter_is_used_by_its_name_while_it_is_loaded(self, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Prompts:
         """A text, or ids as they are; `begins` says that nothing stands before it."""
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt, bos=None if begins else False)
-            return tokens if len(tokens) else self._begin()
+            return self._begin() if begins and not len(tokens) else tokens
         tokens = np.asarray(prompt)
         if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
             raise ValueError(f"prompt: expected a text, or one token id or more, got {_shape(prompt)}")
