@@ -60,7 +60,23 @@ class TestText:
         writing = llm.write(ONCE, max_tokens=40, temperature=0)
         pieces = list(writing)
         assert len(pieces) > 20
-        assert "".join(pieces) == writing.reply == llm.generate(ONCE, max_tokens=40, temperature=0)
+        assert "".join(pieces) == "".join(writing) == writing.reply == llm.generate(ONCE, max_tokens=40, temperature=0)
+
+    def test_characters_of_several_tokens_come_whole(self, llm: LLM) -> None:
+        text = " a \U0001f468\u200d\U0001f469\u200d\U0001f467 \u6f22"
+        wanted = llm.tokenizer.encode(text, bos=False).tolist()
+        before = len(llm.tokenizer.encode(ONCE))
+
+        def write_it(tokens: list[int], logits: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+            place = len(tokens) - before
+            return np.where(np.arange(len(logits)) == [*wanted, min(llm.tokenizer.eos)][place], 0, -np.inf)
+
+        assert llm.generate(ONCE, processors=[write_it]) == text
+        assert len(wanted) > len(text)
+        for most in range(1, len(wanted)):
+            pieces = list(llm.write(ONCE, processors=[write_it], max_tokens=most))
+            assert text.startswith("".join(pieces))
+            assert llm.generate(ONCE, processors=[write_it], max_tokens=most) == "".join(pieces)
 
     def test_several_prompts_get_what_each_gets_alone(self, llm: LLM) -> None:
         prompts = [ONCE, "Lily saw", "The big dog"]
@@ -200,6 +216,16 @@ class TestForms:
         assert reply.parsed is None
         assert reply.finish_reason == "length"
 
+    def test_a_text_that_cannot_be_read_is_there_all_the_same(self, llm: LLM) -> None:
+        reply = llm.generate("Answer:", form=Animal, stop='"', seed=1, n=2)
+        for choice in reply.choices:
+            assert choice.finish_reason == "stop"
+            assert choice.startswith("{")
+            with pytest.raises(FormatError, match="answer: JSON: expected text that fits its schema"):
+                _ = choice.parsed
+        with pytest.raises(FormatError):
+            _ = pickle.loads(pickle.dumps(reply)).parsed  # noqa: S301
+
     def test_a_tool_must_be_called_where_the_caller_says_so(self) -> None:
         def weather(city: Literal["Rome", "Paris"]) -> str:
             """Tell the weather."""
@@ -266,6 +292,12 @@ class TestSessions:
         assert llm.generate(" Then", session=again, max_tokens=10, temperature=0) == second
         assert llm.tokenizer.decode(session.tokens).startswith(ONCE + first)
 
+    def test_an_empty_prompt_goes_on_with_a_session(self, llm: LLM) -> None:
+        session = llm.session()
+        first = llm.generate(ONCE, session=session, max_tokens=4, temperature=0)
+        second = llm.generate("", session=session, max_tokens=4, temperature=0)
+        assert first + second == llm.generate(ONCE, max_tokens=8, temperature=0)
+
 
 class TestAdapters:
     def test_an_adapter_is_used_by_its_name_while_it_is_loaded(self, tmp_path: Path) -> None:
@@ -323,6 +355,25 @@ class TestRefusals:
         with pytest.raises(TypeError, match="got both: sampling and top_k"):
             llm.generate(ONCE, sampling=Sampling(), top_k=3)
 
+    def test_none_is_the_default_of_every_setting(self, llm: LLM) -> None:
+        unsaid: dict[str, Any] = dict.fromkeys(Sampling.__slots__)
+        assert llm.generate(ONCE, **unsaid | {"seed": 1, "max_tokens": 5}) == llm.generate(ONCE, seed=1, max_tokens=5)
+
+    def test_what_other_libraries_call_a_setting_is_understood(self) -> None:
+        with pytest.raises(TypeError, match="no option 'n_ctx' of LLM, or of the backend cpu; did you mean 'context'"):
+            LLM(backend="cpu", n_ctx=2048)
+        with pytest.raises(TypeError, match="no option 'threads' of LLM, or of the backend numpy"):
+            LLM(backend="numpy", threads=2)
+
+    @pytest.mark.parametrize("wish", ["adapter", "session"])
+    def test_a_wish_of_another_type_is_refused_before_anything_runs(self, llm: LLM, wish: str) -> None:
+        with pytest.raises(TypeError, match=f"{wish}: expected"):
+            llm.generate(ONCE, **{wish: 5})
+
+    def test_a_stride_of_nothing_is_refused(self, llm: LLM) -> None:
+        with pytest.raises(ValueError, match=r"stride: expected 1\.\.511"):
+            llm.perplexity("one two", stride=0)
+
     @pytest.mark.parametrize("prompt", [[-1], [10**6], np.zeros((2, 2), np.int32), np.array([0.5]), []])
     def test_ids_that_are_none_are_refused(self, llm: LLM, prompt: Any) -> None:
         with pytest.raises(ValueError, match="prompt: expected"):
@@ -331,6 +382,29 @@ class TestRefusals:
     def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(self, llm: LLM) -> None:
         with pytest.raises(ValueError, match=r"prompt: expected 1\.\.511 tokens in a context of 512, got \d+"):
             llm.generate("word " * 1000)
+
+    @pytest.mark.parametrize(
+        ("wishes", "message"),
+        [
+            ({"messages": None}, "messages: expected a text, or a list of messages, got NoneType"),
+            ({"messages": {"role": "user"}}, "messages: expected a text, or a list of messages, got dict"),
+            ({"tools": 5}, "tools: expected a list of functions or descriptions, got int"),
+            ({"tools": {"name": "now"}}, "tools: expected a list of functions or descriptions, got dict"),
+            ({"tool_choice": "required"}, "got 'required' with 0 tools"),
+            ({"tool_choice": {"type": "function"}}, "tool_choice: expected auto, none, or with tools"),
+            ({"template": {"messages": []}}, "template: expected variables beside messages and tools, got messages"),
+        ],
+    )
+    def test_a_wrong_conversation_is_refused(self, llm: LLM, wishes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            llm.chat(**{"messages": "Hello", **wishes})
+        assert llm.chat("Hello", tools=None, max_tokens=1)
+
+    def test_errors_call_a_model_by_its_name(self) -> None:
+        with LLM(BUILT_IN, threads=1, name="tales") as llm:
+            assert llm.name == "tales"
+            with pytest.raises(UnsupportedError, match=r"^tales: the model has no chat template"):
+                llm.chat("Hello", tools=[{"name": "now"}])
 
     def test_files_that_are_no_model_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "model.gguf").write_bytes(b"not a model at all, only text of some length")
