@@ -83,6 +83,8 @@ class Conduct:
 
     audit: Path | None = None
     """The file of the audit log; bitnet keys audit looks it over."""
+    log: Path | None = None
+    """A file of the log, beside stderr; it is opened anew when it was moved, and on SIGHUP."""
     drain: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 30.0
     """Seconds that requests have to finish when the server is told to stop."""
     lenient: bool = False

@@ -201,6 +201,11 @@ class Ticket:
         return self._job.done
 
     @property
+    def reasons(self) -> tuple[Reason | None, ...]:
+        """Why each text ended; None for those that have not."""
+        return tuple(self._job.reasons)
+
+    @property
     def usage(self) -> Usage:
         """Tokens by now."""
         return self._job.usage()

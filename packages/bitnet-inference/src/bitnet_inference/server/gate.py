@@ -103,7 +103,9 @@ class Endpoint:
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
             except Exception as error:  # noqa: BLE001  # whatever went wrong, the client gets an answer
-                return refuse(refusal_of(error), self.style)
+                refusal = refusal_of(error)
+                request.state.code = refusal.short
+                return refuse(refusal, self.style)
             ignored = getattr(request.state, "ignored", ())
             if ignored:
                 response.headers["X-Ignored-Fields"] = ", ".join(ignored).encode("ascii", "replace").decode()

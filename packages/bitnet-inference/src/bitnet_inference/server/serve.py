@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import FrameType
@@ -14,15 +16,19 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from .. import __version__
 from . import page
 from .app import make_app
 from .audit import Audit
 from .connection import Connection
 from .gate import Endpoint, is_local
+from .logs import written
 from .metrics import Metrics
 from .models import Models
 from .store import Store
 from .tenants import Tenants, Verifier
+
+log = logging.getLogger("bitnet_inference.server")
 
 _GRACE_S = 5  # for those that were cut, to say so
 HEAD_LIMIT = 16 << 10  # bytes of a request's head
@@ -41,14 +47,24 @@ class Server(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses(self)]
+            told = {"version": __version__, "pid": os.getpid(), "models": self._app.state.models.names, "urls": urls}
+            log.info("started", extra={"fields": told})
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No new connections; those at work may end, for `drain_s` seconds; then they are cut with an error."""
+        log.info("stopping")
         for server in self.servers:
             server.close()
         for listening in sockets or []:
             listening.close()
         await self._drain()
         await super().shutdown(sockets)
+        log.info("stopped")
 
     async def _drain(self) -> None:
         draining = asyncio.ensure_future(self._app.state.works.drain(self._app.state.drain_s))
@@ -91,6 +107,7 @@ def serve(  # noqa: PLR0913  # each is a setting of its own, given by name
     api_key: str | None = None,
     verifier: Verifier | None = None,
     audit: str | os.PathLike[str] | None = None,
+    log_file: str | os.PathLike[str] | None = None,
     log_level: str = "info",
     endpoints: Sequence[Endpoint] = page.ENDPOINTS,
     **settings: Any,
@@ -98,11 +115,14 @@ def serve(  # noqa: PLR0913  # each is a setting of its own, given by name
     """Serve models until a signal says to stop.
 
     `keys`: the file or database of keys. `api_key`: one key that may do everything. `verifier`: finds out who shows a
-    signed token. `audit`: the file of the audit log. `endpoints`: routes beside those of the protocols, by default
+    signed token. `audit`: the file of the audit log. Lines of JSON go to stderr from `log_level` up, and
+    to `log_file`, which SIGHUP opens anew. `endpoints`: routes beside those of the protocols, by default
     the page. Other settings are those of `make_app`.
     """
     found = models if isinstance(models, Models) else Models(models)
+    level = logging.getLevelNamesMapping()[log_level.upper()]
     with ExitStack() as stack:
+        stack.enter_context(written(sys.stderr, log_file, level=level))
         metrics = Metrics()
         tenants = None
         if keys is not None or api_key is not None or verifier is not None:
@@ -110,9 +130,9 @@ def serve(  # noqa: PLR0913  # each is a setting of its own, given by name
             tenants = stack.enter_context(
                 Tenants(store, shared_key=api_key, verifier=verifier, charged=metrics.charged)
             )
-        log = None if audit is None else stack.enter_context(Audit(audit))
-        app = make_app(found, tenants=tenants, metrics=metrics, audit=log, endpoints=endpoints, **settings)
-        make_server(app, host, port, log_level=log_level).run()
+        kept = None if audit is None else stack.enter_context(Audit(audit))
+        app = make_app(found, tenants=tenants, metrics=metrics, audit=kept, endpoints=endpoints, **settings)
+        make_server(app, host, port, log_config=None).run()
 
 
 def addresses(server: uvicorn.Server) -> Sequence[tuple[str, int]]:

@@ -50,6 +50,7 @@ class Stream(Response):
         )
         del self.headers["content-length"]
         self._work = work
+        work.streamed = True
         self._pieces = pieces
         self._failed = failed
         self._writes_since: float | None = None  # since when a piece waits to be taken
@@ -76,19 +77,22 @@ class Stream(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             every_s = min(BEAT_S, STALL_S) / 2
-            async with Watch(receive, self._work.cancel, beat, every_s), aclosing(self._events()) as events:
+            events_of = self._events(scope.setdefault("state", {}))
+            async with Watch(receive, self._work.cancel, beat, every_s), aclosing(events_of) as events:
                 async for data in events:
                     await put(data)
             await put(b"", more=False)
         finally:
             self._work.end()
 
-    async def _events(self) -> AsyncGenerator[bytes, None]:
+    async def _events(self, state: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         try:
             async for data in self._pieces:
                 yield data
         except Exception as error:  # noqa: BLE001  # the answer has begun, so its end must tell
-            yield self._failed(refusal_of(error))
+            refusal = refusal_of(error)
+            state["code"] = refusal.short
+            yield self._failed(refusal)
 
 
 def _leave() -> None:

@@ -46,6 +46,7 @@ class Work:
         self.writings: tuple[Writing, ...] = ()
         self.tickets: tuple[Ticket, ...] = ()
         self.refusal: Refusal | None = None  # why it was cut
+        self.streamed = False
         self._works = works
         self._held = held
         self._lease = lease
@@ -78,6 +79,21 @@ class Work:
             async for piece in writing:
                 yield place, piece
         self.check()
+
+    def facts(self) -> dict[str, Any]:
+        """What is written down of it: the tokens that it took, and how long it waited for the first."""
+        usage, timings = usage_of(ticket.usage for ticket in self.tickets), [one.timings for one in self.tickets]
+        firsts = [one.first_token_s for one in timings if one.first_token_s is not None]
+        return {
+            "model": self.model,
+            "streamed": self.streamed,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "queue_s": round(max((one.queue_s for one in timings), default=0.0), 4),
+            "first_token_s": round(min(firsts), 4) if firsts else None,
+            "finish": [reason or "cancelled" for ticket in self.tickets for reason in ticket.reasons],
+        }
 
     def check(self) -> None:
         """Raise what it was cut for, if it was."""
@@ -151,6 +167,7 @@ class Works:
             raise
         work = Work(self, tenant, held, lease)
         self._works.add(work)
+        connection.state.work = work
         return work
 
     async def run(self, call: Callable[[], T]) -> T:
