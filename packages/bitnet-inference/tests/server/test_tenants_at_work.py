@@ -26,7 +26,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, T
     place: Path = tmp_path_factory.mktemp("keys") / "keys.db"
     with (
         Store(place) as store,
-        Tenants(store) as tenants,
+        Tenants(store, tries_per_minute=1e9) as tenants,
         LLM(talker(), threads=1) as llm,
         running({"stories": llm, "secret": llm}, tenants=tenants) as server,
     ):

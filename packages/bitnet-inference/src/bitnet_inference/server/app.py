@@ -65,6 +65,9 @@ def make_app(  # noqa: PLR0913  # each is a setting of its own, given by name
     app.router.redirect_slashes = False  # a path is what it is
     state = app.state
     state.models, state.tenants, state.metrics, state.audit = models, tenants, figures, audit
+    state.open_paths = tuple(
+        endpoint.path.partition("{")[0] for endpoint in every if endpoint.role == "none" and endpoint.path != "/page/me"
+    )
     state.document = openapi.document(every)
     state.lenient, state.drain_s = lenient, drain_s
     state.works, state.memory = Works(), responses.Memory()

@@ -116,6 +116,11 @@ class Models:
         """Each model at this moment."""
         return [_state(entry) for entry in self._entries.values()]
 
+    @property
+    def full(self) -> bool:
+        """Whether none of them takes another request, for as long as those at work have not ended."""
+        return all(one.llm is not None and one.uses >= one.llm.engine.queue for one in self._entries.values())
+
     def find(self, name: str, allowed: Collection[str] | None = None) -> tuple[str, str | None]:
         """A model's name and its adapter's; what is unknown and what is forbidden are refused in the same words."""
         for base, adapter in _readings(name):

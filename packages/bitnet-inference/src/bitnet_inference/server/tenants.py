@@ -105,6 +105,8 @@ class _Meters:
 class Tenants:
     """All tenants of a server: the keys of a store, one key that the operator gives, and tokens of a provider.
 
+    An address from which more than `tries_per_minute` requests came with no right key is heard with a right one alone.
+
     Minutes are counted in each process by itself, budgets in the store, for all processes together.
     """
 
@@ -115,6 +117,7 @@ class Tenants:
         shared_key: str | None = None,
         verifier: Verifier | None = None,
         charged: Callable[[Tenant, str, Usage], None] = lambda *_: None,
+        tries_per_minute: float = 300,
         clock: Callable[[], float] = time.time,
         ticks: Clock = time.monotonic,
     ) -> None:
@@ -127,7 +130,9 @@ class Tenants:
         self._charged = charged
         self._clock = clock
         self._ticks = ticks
-        self._failures = Failures(clock=ticks)
+        self._failures = Failures(clock=ticks)  # that are written down
+        self._tries = Failures(tries_per_minute, ticks)  # of whoever shows no right key
+        self._forgeries = Failures(clock=ticks)  # of those, tokens
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._meters: dict[str, _Meters] = {}
@@ -142,9 +147,21 @@ class Tenants:
         """Whoever shows a key or a token in these headers (Starlette's); None for nobody."""
         shown = _shown(headers)
         tenant = None if shown is None else self._find(shown, address)
-        if shown is not None and tenant is None and self._failures.add(address):
+        if tenant is None:
+            self._tries.add(address)
+        if tenant is None and shown is not None and self._failures.add(address):
             log.warning("a wrong key was shown from %s", address or "an unknown address")
         return tenant
+
+    def tries(self, address: str) -> bool:
+        """Whether so many came from there with no right key that others are turned away before they are looked at."""
+        return self._tries.many(address)
+
+    def knows(self, shown: str) -> bool:
+        """Whether this is a key that opens something, or may be a token that does."""
+        if self._verifier is not None and shown.count(".") == 2:
+            return True
+        return self._key(shown) is not None
 
     def admit(self, tenant: Tenant, model: str, tokens: int) -> Lease:
         """Set tokens aside for a request; raises `Limited`. Waits for the database if the tenant has a budget."""
@@ -205,15 +222,19 @@ class Tenants:
         self.close()
 
     def _find(self, shown: str, address: str) -> Tenant | None:
+        found = self._key(shown)
+        # A signature costs more than a digest: whoever shows wrong ones all the time waits.
+        if found is None and self._verifier is not None and shown.count(".") == 2 and not self._forgeries.many(address):
+            found = self._verifier(shown)
+            if found is None:
+                self._forgeries.add(address)
+        return found
+
+    def _key(self, shown: str) -> Tenant | None:
         if self._shared is not None and hmac.compare_digest(digest_of(shown), self._shared):
             return self._operator
         key = self._known.get(id_of(shown) or "", NOBODY)
-        if key.opens(shown, self._clock()):
-            return _tenant(key)
-        # A signature costs more than a digest: whoever shows wrong ones all the time waits.
-        if self._verifier is not None and shown.count(".") == 2 and not self._failures.many(address):
-            return self._verifier(shown)
-        return None
+        return _tenant(key) if key.opens(shown, self._clock()) else None
 
     def _meter(self, tenant: Tenant, tokens: int) -> None:
         """Take a request and its tokens out of this minute."""
