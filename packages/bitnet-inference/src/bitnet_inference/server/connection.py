@@ -41,7 +41,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *arguments: Any, turnstile: Turnstile | None = None, first: bytes = b"", **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.app_state = {**self.app_state, "abort": self._abort}
+        self.app_state = {**self.app_state, "abort": self._abort, "relay": self._relay}
         self._deadline: asyncio.TimerHandle | None = None
         self._turnstile = turnstile
         self._first = first
@@ -118,6 +118,20 @@ class Connection(H11Protocol):
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self.transport.write(LATE)
             self.transport.close()
+
+    def _relay(self, data: bytes) -> bool:
+        """Send a piece of an answer that has begun, past all who only look at its head; False: send it as others."""
+        cycle = self.cycle
+        if (
+            self.flow.write_paused
+            or cycle.disconnected
+            or cycle.response_complete
+            or self.conn.our_state is not h11.SEND_BODY
+            or self.scope["http_version"] != "1.1"
+        ):
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def _abort(self) -> None:
         self.transport.abort()
