@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from typing import Any
 
@@ -21,6 +22,22 @@ _MALFORMED = {
     431: f"the head of the request is larger than {HEAD_LIMIT} bytes",
     501: "transfer-encoding: expected chunked or none",
 }
+
+
+# What the parser would make the best of, and whoever stands before us perhaps something else.
+_FOLDED = re.compile(rb"\n[ \t]")
+_FRAMED = re.compile(rb"\n(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
+_OTHER = re.compile(rb"[^\n]* HTTP/(?!1\.[01]\r?\n)")
+_END = re.compile(rb"\n\r?\n")
+
+
+def _ambiguous(data: bytes) -> bool:
+    """Whether a head has a folded line, another version, or more than one word on how long the body is."""
+    end = _END.search(data)
+    head = data[: end.start() + 1] if end else data
+    if end and _OTHER.match(head):
+        return True
+    return _FOLDED.search(head) is not None or len(_FRAMED.findall(head)) > 1
 
 
 def _whole(status: int, words: str, message: str) -> bytes:
@@ -87,6 +104,9 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _parse(self, data: bytes) -> None:
+        if self.conn.their_state is h11.IDLE and _ambiguous(self.conn.trailing_data[0] + data):
+            self.send_400_response("")
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._disarm()
