@@ -16,7 +16,7 @@ from .errors import Refusal, refusal_of
 
 FILE_LIMIT = 64 << 20  # bytes of a form with a file
 
-Role = Literal["none", "read", "user", "admin"]
+Role = Literal["none", "metrics", "read", "user", "admin"]
 Style = Literal["openai", "anthropic", "ollama"]
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -24,9 +24,10 @@ INSIDE = "bitnet.tenant"  # of the scope of a request that the server makes of i
 
 # What a tenant's role may do, beside what needs no key.
 _MAY: Mapping[str, frozenset[str]] = {
-    "admin": frozenset(("read", "user", "admin")),
+    "admin": frozenset(("metrics", "read", "user", "admin")),
     "user": frozenset(("read", "user")),
     "read-only": frozenset(("read",)),
+    "metrics": frozenset(("metrics",)),
 }
 
 
@@ -39,7 +40,7 @@ class Tenant(Protocol):
 
     @property
     def role(self) -> str:
-        """admin, user or read-only."""
+        """admin, user, read-only or metrics."""
 
     @property
     def models(self) -> frozenset[str] | tuple[str, ...] | None:
