@@ -251,7 +251,11 @@ def test_every_route_of_the_admins_is_closed_to_users(server: Running) -> None:
 def test_a_key_for_figures_opens_nothing_else(server: Running) -> None:
     key = make(server, role="metrics")["key"]
     for route in routes(server):
-        if isinstance(route, Route) and not route.path.startswith(("/healthz", "/readyz", "/page")) and route.path != "/":
+        if (
+            isinstance(route, Route)
+            and not route.path.startswith(("/healthz", "/readyz", "/page"))
+            and route.path != "/"
+        ):
             [method] = route.methods - {"HEAD"}
             path = re.sub(r"\{[^}]*\}", "x", route.path)
             assert server.ask(method, path, key).status_code == (200 if path == "/metrics" else 403), path

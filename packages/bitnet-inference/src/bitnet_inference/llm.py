@@ -294,6 +294,8 @@ class LLM:
         tokenizer = self.model.tokenizer
         form = self._form(wishes, toolbox, tool_choice)
         request = self._request(tokens, wishes, form, continues=continues)
+        if (admit := wishes.get("admit")) is not None:
+            admit(request)
         reader = None
         if form is not None or toolbox:
             reader = partial(_read, form, toolbox)

@@ -206,8 +206,7 @@ class Messages(CountTokens, kw_only=True):
 async def create(request: Request) -> Response:
     """Answer a conversation, at once or in pieces."""
     body = await read(request, Messages)
-    size = len(await request.body())
-    work = await works_of(request).begin(request, body.model, body.start, body.wishes(), size=size, names=_NAMES)
+    work = await works_of(request).begin(request, body.model, body.start, body.wishes(), names=_NAMES)
     if body.stream:
         return Stream(work, _stream(work, body), lambda refusal: event(refusal.to_anthropic(), "error"))
     try:

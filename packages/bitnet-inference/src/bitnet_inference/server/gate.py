@@ -54,8 +54,14 @@ class Tenant(Protocol):
 class Lease(Protocol):
     """Tokens that were set aside for a request."""
 
+    def extend(self, tokens: int, /) -> None:
+        """Set more aside; raises what the client is to be told, where there are none left."""
+
     def settle(self, usage: Any, /) -> None:
         """What the request took in truth."""
+
+    def release(self) -> None:
+        """It took nothing."""
 
 
 class Tenants(Protocol):
@@ -65,7 +71,7 @@ class Tenants(Protocol):
         """Whoever these headers belong to; None for nobody."""
 
     def admit(self, tenant: Any, model: str, tokens: int, /) -> Lease:
-        """Set tokens aside; raises what the client is to be told, where there are none left."""
+        """Set tokens aside, none in no time; raises what the client is to be told, where there are none left."""
 
 
 @dataclass(frozen=True, slots=True)
