@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Self
 
 from bitnet_core.tokenizer import Tokenizer
@@ -24,6 +24,7 @@ class _Text:
         sampling = request.sampling
         self._tokenizer = tokenizer
         self._ends = sampling.stop_tokens | request.eos if not sampling.include_stop else frozenset[int]()
+        self._stop_tokens = sampling.stop_tokens
         self._wants = sampling.logprobs is not None
         self._logprobs: list[TokenLogprob] = []
         self._stops = None
@@ -51,6 +52,14 @@ class _Text:
         """What was held back."""
         text = self._stops.finish() if self._stops is not None else ""
         return self._piece(text, index) if text or self._logprobs else None
+
+    def stop(self, tokens: Sequence[int]) -> str | None:
+        """What it was to stop at, and came to."""
+        if self._stops is not None and self._stops.found is not None:
+            return self._stops.found
+        if self._tokenizer is None or not tokens or tokens[-1] not in self._stop_tokens:
+            return None
+        return next((text for text, token in self._tokenizer.special_tokens.items() if token == tokens[-1]), None)
 
     def _piece(self, text: str, index: int) -> Piece:
         logprobs, self._logprobs = tuple(self._logprobs), []
@@ -133,7 +142,7 @@ class Writing:
         return replies[0]
 
     def _reply_of(self, index: int, output: Output, result: Result) -> Reply:
-        text = self._text_of(index, output)
+        text, stop = self._text_of(index, output)
         whole = output.finish_reason == "stop"
         parsed, calls = self._read(text, whole) if self._read else (None, ())
         details = Details(
@@ -143,16 +152,19 @@ class Writing:
             timings=result.timings,
             logprobs=logprobs_of(self._tokenizer, output),
             prompt_logprobs=prompt_logprobs_of(self._tokenizer, result.prompt_logprobs),
+            stop=stop if whole else None,
             parsed=parsed,
             tool_calls=calls,
         )
         return Reply(text, details)
 
-    def _text_of(self, index: int, output: Output) -> str:
+    def _text_of(self, index: int, output: Output) -> tuple[str, str | None]:
+        """The text, and the string that it was to stop at, if it came to one."""
         text = _Text(self._tokenizer, self._request, self._continues)
         last = len(output.tokens) - 1
         pieces = [
             text.feed(Emission(index, token, finish_reason=output.finish_reason if place == last else None))
             for place, token in enumerate(output.tokens)
         ]
-        return "".join(piece for piece in (*pieces, text.finish(index)) if piece is not None)
+        whole = "".join(piece for piece in (*pieces, text.finish(index)) if piece is not None)
+        return whole, text.stop(output.tokens)
