@@ -1,10 +1,11 @@
-"""Numbers as people write and read them: 32k, 2GiB, 5.3 MiB, 3 days ago."""
+"""Numbers as people write and read them: 10k, 2GiB, 5.3 MiB, 3 days ago."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token, validators
@@ -14,15 +15,24 @@ _NUMBER = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)(b?)", re.IGNOREC
 _SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def parse(text: str) -> int:
-    """Whole numbers: k, M, G and T are powers of 1024, as KiB is; kB, MB, GB and TB are powers of 1000."""
+def parse_size(text: str) -> int:
+    """Bytes: kB, MB, GB and TB are powers of 1000, KiB and so on of 1024, as are K, M, G and T alone."""
+    return _parse(text, "4096, 64MB or 2GiB", plain=1024)
+
+
+def parse_count(text: str) -> int:
+    """How many: k, M, G and T are powers of 1000, Ki, Mi, Gi and Ti of 1024."""
+    return _parse(text, "4096, 10k or 8Ki", plain=1000)
+
+
+def _parse(text: str, such: str, *, plain: int) -> int:
     match = _NUMBER.fullmatch(text.strip().replace("_", ""))
-    if not match:
-        raise ValueError(f"expected a number such as 4096, 32k or 2GiB, got '{text[:80]}'")
+    if not match or (match[4] and plain == 1000) or (match[3] and not match[2]):
+        raise ValueError(f"expected a number such as {such}, got '{text[:80]}'")
     digits, letter, binary, byte = match.groups()
-    unit = 1000 if byte and not binary and letter else 1024
-    value = float(digits) * unit ** _POWERS[letter.lower()]
-    if value != int(value):
+    unit = 1024 if binary else 1000 if byte else plain
+    value = Fraction(digits) * unit ** _POWERS[letter.lower()]
+    if value.denominator != 1:
         raise ValueError(f"expected a whole number, got '{text}'")
     return int(value)
 
@@ -35,12 +45,16 @@ def parse_span(text: str) -> float:
     return float(match[1]) * _SPANS[match[2].lower()]
 
 
-def _convert(_: Any, tokens: Sequence[Token]) -> int:
-    return parse(tokens[0].value)
+def _convert_size(_: Any, tokens: Sequence[Token]) -> int:
+    return parse_size(tokens[0].value)
 
 
-def _convert_all(_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    return tuple(parse(part) for token in tokens for part in token.value.split(",") if part)
+def _convert_count(_: Any, tokens: Sequence[Token]) -> int:
+    return parse_count(tokens[0].value)
+
+
+def _convert_counts(_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    return tuple(parse_count(part) for token in tokens for part in token.value.split(",") if part)
 
 
 def _convert_span(_: Any, tokens: Sequence[Token]) -> float:
@@ -51,13 +65,13 @@ def _within(low: int, high: int) -> validators.Number:
     return validators.Number(gte=low, lte=high)
 
 
-Count = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1 << 24), metavar="N")]
+Count = Annotated[int, Parameter(converter=_convert_count, validator=_within(1, 1 << 24), metavar="N")]
 Counts = Annotated[
-    tuple[int, ...], Parameter(converter=_convert_all, validator=_within(1, 1 << 24), metavar="N,N...", n_tokens=1)
+    tuple[int, ...], Parameter(converter=_convert_counts, validator=_within(1, 1 << 24), metavar="N,N...", n_tokens=1)
 ]
-Amount = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1 << 53), metavar="N")]
-Threads = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1024), metavar="N")]
-Size = Annotated[int, Parameter(converter=_convert, validator=_within(1, 1 << 60), metavar="SIZE")]
+Amount = Annotated[int, Parameter(converter=_convert_count, validator=_within(1, 1 << 53), metavar="N")]
+Threads = Annotated[int, Parameter(converter=_convert_count, validator=_within(1, 1024), metavar="N")]
+Size = Annotated[int, Parameter(converter=_convert_size, validator=_within(1, 1 << 60), metavar="SIZE")]
 Span = Annotated[float, Parameter(converter=_convert_span, metavar="TIME")]
 
 

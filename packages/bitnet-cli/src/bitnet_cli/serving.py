@@ -29,7 +29,7 @@ class Loading:
     threads: Annotated[Threads | None, Parameter(name=["--threads", "-t"])] = None
     """How many threads for each model."""
     context: Annotated[Count | None, Parameter(name=["--context", "-c"])] = None
-    """Tokens of context, as 4k."""
+    """Tokens of context, as 4096 or 8k (8,000)."""
     sequences: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=4096))] = 32
     """How many requests run at once; more wait."""
     memory: Size | None = None

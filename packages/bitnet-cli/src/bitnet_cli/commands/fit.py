@@ -32,7 +32,7 @@ def fit(
     Parameters
     ----------
     context
-        Tokens of each sequence; the model's own context by default, 4k at most.
+        Tokens of each sequence; the model's own context by default, 4,096 at most.
     parallel
         Sequences at once.
     threads

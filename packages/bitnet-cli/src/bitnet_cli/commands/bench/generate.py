@@ -77,9 +77,9 @@ def _all() -> tuple[int, ...]:
 
 
 def _depths(text: str) -> tuple[int, ...]:
-    from ...amounts import parse  # noqa: PLC0415
+    from ...amounts import parse_count  # noqa: PLC0415
 
-    found = tuple(parse(part) for part in text.split(",") if part)
+    found = tuple(parse_count(part) for part in text.split(",") if part)
     if not found or max(found) > 1 << 24:
         raise Refused(f"--depths: expected numbers such as 0,2k, got '{text}'")
     return found
