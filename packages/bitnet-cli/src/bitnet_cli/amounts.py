@@ -12,6 +12,7 @@ from cyclopts import Parameter, Token, validators
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NUMBER = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE | re.ASCII)
+_PARTS = ((3600.0, 60, 1, "min", "s"), (172800.0, 3600, 60, "h", "min"), (float("inf"), 86400, 3600, "d", "h"))
 _SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -87,11 +88,11 @@ def size(nbytes: float | None) -> str:
     return f"{value:.1f} TiB"
 
 
-def amount(count: float) -> str:
+def amount(count: float, digits: int = 2) -> str:
     """How many, in thousands, millions and billions."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if count >= limit:
-            return f"{count / (1e3 if unit == 'k' else limit):.2f} {unit}"
+            return f"{count / (1e3 if unit == 'k' else limit):.{digits}f} {unit}"
     return f"{count:,.0f}"
 
 
@@ -103,3 +104,14 @@ def ago(when: float) -> str:
             word = {86400 * 30: "months", 86400: "days", 3600: "hours", 60: "minutes"}[unit]
             return f"{seconds / unit:.0f} {word} ago"
     return "just now"
+
+
+def duration(seconds: float) -> str:
+    """How long something took: 0.4 ms, 31 ms, 1.83 s, 4 min 10 s, 3 h 5 min, 12 d 4 h."""
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.1f} ms" if seconds < 0.00995 else f"{seconds * 1e3:.0f} ms"
+    if seconds < 119.5:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    _, large, small, unit, part = next(row for row in _PARTS if seconds < row[0])
+    count, rest = divmod(round(seconds / small), large // small)
+    return f"{count:,} {unit} {rest} {part}" if rest else f"{count:,} {unit}"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from . import overview
+from . import __version__, overview
 from .failures import INTERRUPTED, exit_code, one_line
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def build(tokens: Sequence[str]) -> App:
     app = App(
         name="bitnet",
         help=overview.ABOUT,
-        version=overview.__version__,
+        version=__version__,
         help_format="plaintext",
         help_epilogue=overview.EPILOGUE,
         default_parameter=Parameter(negative=(), show_default=_worth_showing),
