@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Bitnet
 
+from bitnet_cli import overview
+
+HEAVY = {"numpy", "huggingface_hub", "prompt_toolkit", "torch", "transformers", "tokenizers", "llguidance", "psutil",
+         "starlette", "uvicorn"}  # fmt: skip
 COMMAND = [sys.executable, "-c", "from bitnet_cli.main import command_line; command_line()"]
 
 
@@ -120,13 +125,39 @@ def _slept(pid: int) -> str:
     return "read" if fields[0] == "S" and int(fields[11]) > 40 else ""
 
 
-def test_help_is_quick_and_imports_little() -> None:
-    script = "import sys; from bitnet_cli.main import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+@pytest.mark.parametrize("asked", [[], ["--help"], ["-h"], ["--version"], ["bench"], ["bench", "--help"], ["keys"]])
+def test_help_is_quick_and_imports_little(asked: list[str]) -> None:
+    script = f"import sys; from bitnet_cli.main import main; main({asked}); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
     loaded = set(done.stderr.decode().split())
-    assert not loaded & {"numpy", "bitnet_core", "bitnet_quant", "huggingface_hub", "prompt_toolkit", "torch", "psutil"}
-    for command in (b"run", b"bench", b"doctor"):
-        assert command in done.stdout
+    assert not loaded & HEAVY
+    assert not loaded & {"cyclopts", "rich", "msgspec", "bitnet_core", "bitnet_quant"}
+    assert done.stdout.endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "convert", "train", "serve", "logs", "doctor", "bench generate", "keys create"]
+)
+def test_help_of_a_command_imports_nothing_heavy(command: str) -> None:
+    asked = [*command.split(), "--help"]
+    script = f"import sys; from bitnet_cli.main import main; main({asked}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
+    assert not set(done.stderr.decode().split()) & HEAVY
+    assert f"bitnet {command} ".encode() in done.stdout
+
+
+def test_every_command_is_listed_and_can_be_called(bitnet: Bitnet) -> None:
+    listed = bitnet(online=True).out
+    for commands in overview.COMMANDS.values():
+        for name, said in commands.items():
+            assert f"\n  {name}" in listed
+            assert said in listed
+            assert bitnet(name, "--help", online=True).code == 0
+    for group, commands in overview.GROUPS.items():
+        below = bitnet(group, "-h", online=True).out
+        for name, said in commands.items():
+            assert said in below
+            assert bitnet(group, name, "--help", online=True).code == 0
 
 
 def on_terminal(arguments: list[str], typed: bytes = b"", **environment: str) -> tuple[int, bytes]:

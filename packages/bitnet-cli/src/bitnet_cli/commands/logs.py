@@ -196,7 +196,7 @@ def _groups(name: str, groups: Groups) -> Any:
     columns = [column for column in said[0] if any(row[column] for row in said)]
     made = table(name, *columns, numbers=tuple(range(1, len(columns) + 1)))
     for (group, _), row in zip(rows, said, strict=False):
-        made.add_row(shown(group, 48), *(row[column] for column in columns))
+        made.add_row(shown(group.removeprefix("POST "), 48), *(row[column] for column in columns))
     return _counted(made, len(rows))
 
 
@@ -233,7 +233,7 @@ def _slowest(traffic: Traffic) -> Any:
         counts = ("" if count is None else f"{count:,}" for count in (line.prompt_tokens, line.completion_tokens))
         model = shown(line.model or line.path or "", 32)
         made.add_row(
-            _local(line.when),
+            _local(line.when, form),
             duration(line.seconds or 0),
             first,
             *counts,
