@@ -160,6 +160,19 @@ def test_every_command_is_listed_and_can_be_called(bitnet: Bitnet) -> None:
             assert bitnet(group, name, "--help", online=True).code == 0
 
 
+def test_every_flag_says_what_it_is_for(bitnet: Bitnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    commands = [name for listed in overview.COMMANDS.values() for name in listed if name not in overview.GROUPS]
+    below = [f"{group} {name}" for group, listed in overview.GROUPS.items() for name in listed]
+    for command in (*commands, *below):
+        shown = bitnet(*command.split(), "--help", online=True).out
+        rows = [line.strip("│* ") for line in shown.splitlines() if line.startswith("│")]
+        assert rows
+        for row in rows:
+            flag, _, said = row.partition("  ")
+            assert said.strip()[:1] not in ("", "["), f"bitnet {command}: {flag}"
+
+
 def on_terminal(arguments: list[str], typed: bytes = b"", **environment: str) -> tuple[int, bytes]:
     """Runs the command on a terminal of its own; gives the exit code and what was shown."""
     master, slave = pty.openpty()

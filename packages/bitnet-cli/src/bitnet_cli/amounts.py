@@ -62,6 +62,14 @@ def _convert_span(_: Any, tokens: Sequence[Token]) -> float:
     return parse_span(tokens[0].value)
 
 
+def _span(seconds: float | None) -> str | None:
+    """A time as it is written on the command line."""
+    if not seconds:
+        return None
+    unit = max((unit for unit in _SPANS if seconds % _SPANS[unit] == 0), key=_SPANS.__getitem__, default="s")
+    return f"{seconds / _SPANS[unit]:g}{unit}"
+
+
 def _within(low: int, high: int) -> validators.Number:
     return validators.Number(gte=low, lte=high)
 
@@ -73,7 +81,7 @@ Counts = Annotated[
 Amount = Annotated[int, Parameter(converter=_convert_count, validator=_within(1, 1 << 53), metavar="N")]
 Threads = Annotated[int, Parameter(converter=_convert_count, validator=_within(1, 1024), metavar="N")]
 Size = Annotated[int, Parameter(converter=_convert_size, validator=_within(1, 1 << 60), metavar="SIZE")]
-Span = Annotated[float, Parameter(converter=_convert_span, metavar="TIME")]
+Span = Annotated[float, Parameter(converter=_convert_span, metavar="TIME", show_default=_span)]
 
 
 def size(nbytes: float | None) -> str:

@@ -68,16 +68,18 @@ def build(tokens: Sequence[str]) -> App:
         for name, said in commands.items():
             if name in overview.GROUPS:
                 below = App(name=name, help=said, group=group, help_format="plaintext")
-                for each, what in overview.GROUPS[name].items():
-                    below.command(f"bitnet_cli.commands.{name}.{each}:{each}", name=each, help=what)
+                for each in overview.GROUPS[name]:
+                    below.command(f"bitnet_cli.commands.{name}.{each}:{each}", name=each)
                 app.command(below)
             else:
-                app.command(f"bitnet_cli.commands.{name}:{name}", name=name, help=said, group=group)
+                app.command(f"bitnet_cli.commands.{name}:{name}", name=name, group=group)
     return app
 
 
 def _worth_showing(value: object) -> str | None:
-    return None if value in (False, None, ()) else str(value)
+    if value in (False, None, ()):
+        return None
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _run(tokens: list[str]) -> int:

@@ -18,7 +18,13 @@ def new(
     *,
     flags: Flags = FLAGS,
 ) -> None:
-    """A folder to begin with: a program (app), benchmarks (suite), or a recipe (quantize); each runs as it is."""
+    """A folder to begin with: a program (app), benchmarks (suite), or a recipe (quantize); each runs as it is.
+
+    Parameters
+    ----------
+    template
+        What is in it.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"{folder}: is there already and not empty; name another folder")
     if not folder.absolute().parent.is_dir():

@@ -33,6 +33,10 @@ def generate(  # noqa: PLR0913  # each is a flag
 
     Parameters
     ----------
+    prompt
+        Tokens that are read at once.
+    tokens
+        Tokens that are decoded behind them.
     threads
         How many threads, as 1,2,4; what the backend takes by default is all that may be used.
     depths
@@ -41,6 +45,8 @@ def generate(  # noqa: PLR0913  # each is a flag
         Sequences decoded at once.
     rounds
         How often everything is repeated; 5 and more can be compared.
+    backend
+        What runs the model.
     head
         How the cpu backend holds the output head.
     through

@@ -34,6 +34,8 @@ def quality(  # each is a flag
     ----------
     against
         Another model of the same tokens, as the master of this one.
+    backend
+        What runs the model.
     windows
         How many pieces of the text are used.
     window
