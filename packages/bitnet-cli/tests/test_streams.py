@@ -42,6 +42,18 @@ def test_a_reader_that_leaves_early_is_no_failure(stories: Path, tmp_path: Path)
     assert said == b""
 
 
+@pytest.mark.parametrize("asked", ["--help", "run --help", "env", "logs - --follow"])
+def test_a_reader_that_is_gone_already_is_no_failure(asked: str) -> None:
+    line = '{"time": "2026-11-20T12:00:00Z", "level": "info", "logger": "x", "message": "y"}\n'
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(
+        *asked.split(), stdout=writer, capture_output=False, stderr=subprocess.PIPE, stdin=None, input=line.encode()
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_full_disk_behind_stdout_is_said(stories: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("/dev/full is Linux's")

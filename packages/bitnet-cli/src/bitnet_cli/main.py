@@ -91,10 +91,16 @@ def _run(tokens: list[str]) -> int:
     tokens = [STDIN if word == "-" else word for word in tokens]
     command, bound, _ = build(tokens).parse_args(tokens, exit_on_error=False, print_error=False)
     flags = bound.arguments.get("flags")
-    if command.__module__.startswith("bitnet_cli."):  # and not help
+    ours = command.__module__.startswith("bitnet_cli.")
+    if ours:
         _open_log()
-    with _network(getattr(flags, "offline", False)):
-        found = command(*bound.args, **bound.kwargs)
+    try:
+        with _network(getattr(flags, "offline", False)):
+            found = command(*bound.args, **bound.kwargs)
+    except SystemExit:
+        if ours:
+            raise
+        return 0  # help ends the process where its reader has left
     return found if isinstance(found, int) else 0
 
 
