@@ -157,7 +157,7 @@ def _rate(count: int, span: float) -> str:
 
 
 def _spreads(traffic: Traffic) -> Any:
-    made = table("seconds", "p50", "p90", "p95", "p99", "most", numbers=(1, 2, 3, 4, 5))
+    made = table("seconds", "p50", "p90", "p95", "p99", "max", numbers=(1, 2, 3, 4, 5))
     for name, spread, unit in (
         ("answer", traffic.all.seconds, duration),
         ("in the queue", traffic.all.queue_s, duration),
@@ -181,8 +181,8 @@ def _course(course: Course) -> Any:
     for begin, seconds, one in columns:
         length = round(_BAR * one.requests / most)
         bad = min(length, round(_BAR * one.failed / most)) or min(1, one.failed)
-        bar = Text(drawn("█", "#") * max(0, length - bad), style="cyan")
-        bar.append(drawn("█", "!") * bad, style="red")
+        bar = Text(drawn("━", "#") * max(0, length - bad), style="cyan")
+        bar.append(drawn("━", "!") * bad, style="red")
         failed = f"{one.failed:,}" if one.failed else ""
         tokens = f"{one.completion_tokens / seconds:,.1f}" if one.completion_tokens else ""
         made.add_row(_local(begin, form), f"{one.requests:,}", bar, failed, tokens)
