@@ -35,7 +35,7 @@ svg text.value { fill: var(--ink); } .grid { stroke: var(--line); stroke-width: 
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 caption { text-align: left; color: var(--soft); padding: .4rem 0 .1rem; }
-@media (max-width: 600px) { svg text { font-size: 15px; } }
+@media (max-width: 600px) { svg text { font-size: 14px; } }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: var(--soft); font-weight: 500; }
 """.strip()
 _TITLES = {
@@ -218,7 +218,11 @@ def _html_table(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         alike = [name for name in names if len(group) > 1 and len({str(row.get(name)) for row in group}) == 1]
         names = [name for name in names if name not in alike]
         said = [_SAID.get(group[0].get("figure", ""), "")]
-        said += [f"{name.replace('_', ' ')} {number(group[0][name], name)}" for name in alike if name != "figure"]
+        said += [
+            f"{name.replace('_', ' ')} {number(group[0][name], name)}"
+            for name in alike
+            if name not in ("figure", "nbytes")
+        ]
         caption = f"<caption>{escape(', '.join(filter(None, said)))}</caption>" if any(said) else ""
         head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
         cells = "".join(
