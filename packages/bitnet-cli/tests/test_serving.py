@@ -114,20 +114,3 @@ def test_other_machines_are_let_in_with_keys_alone(bitnet: Bitnet) -> None:
     assert said.code == 2
     assert "make a key first" in said.err
     assert said.err.count("bitnet: error") == 1
-
-
-def test_a_port_that_is_taken_is_said_in_one_line() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        command = [sys.executable, "-c", "from bitnet_cli.main import command_line; command_line()"]
-        done = subprocess.run(
-            [*command, "serve", "--port", str(other.getsockname()[1])],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("bitnet: error: serve: cannot listen on 127.0.0.1:")
-    assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ from cyclopts import Parameter, validators
 
 from .. import models
 from ..console import FLAGS, Flags
-from ..failures import Failed, Refused
+from ..failures import Refused
 from ..serving import Access, Conduct, Loading
 
 if TYPE_CHECKING:
@@ -47,20 +47,17 @@ def serve(
     sources = _sources(model, adapter, loading, flags)
     found = server.Models(sources, memory=loading.memory, idle_s=loading.idle)
     flags.remark(f"http://{host}:{port}/ serves {', '.join(found.names)}")
-    try:
-        server.serve(
-            found,
-            host=host,
-            port=port,
-            keys=access.keys,
-            api_key=access.api_key,
-            verifier=access.verifier(),
-            audit=conduct.audit,
-            log_level="warning" if flags.quiet else "info",
-            **conduct.settings(),
-        )
-    except SystemExit as error:  # how uvicorn ends where it cannot begin; it has said why
-        raise Failed(f"serve: cannot listen on {host}:{port}, as said above; --port and --host take another") from error
+    server.serve(
+        found,
+        host=host,
+        port=port,
+        keys=access.keys,
+        api_key=access.api_key,
+        verifier=access.verifier(),
+        audit=conduct.audit,
+        log_level="warning" if flags.quiet else "info",
+        **conduct.settings(),
+    )
 
 
 def _sources(given: tuple[str, ...], adapters: tuple[str, ...], loading: Loading, flags: Flags) -> dict[str, Source]:
