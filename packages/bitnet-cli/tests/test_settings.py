@@ -73,6 +73,13 @@ def test_sizes_are_written_as_people_read_them() -> None:
         "7", "9,999", "12.35 k", "5.25 M", "2.41 B"]  # fmt: skip
 
 
+def test_times_are_written_as_people_read_them() -> None:
+    seconds = (0.0004, 0.0312, 1.834, 42.0, 61, 250, 3599.9, 5400, 100_000, 200_000)
+    assert [amounts.duration(n) for n in seconds] == [
+        "0.4 ms", "31 ms", "1.83 s", "42.0 s", "1 min 1 s", "4 min 10 s", "60 min", "1 h 30 min", "27 h 47 min",
+        "2 d 8 h"]  # fmt: skip
+
+
 def test_every_flag_has_a_variable(bitnet: Bitnet, stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITNET_TOKENIZE_COUNT", "true")
     assert bitnet("tokenize", stories, "Once upon a time").out == "5\n"

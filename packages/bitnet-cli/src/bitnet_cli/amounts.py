@@ -118,7 +118,7 @@ def duration(seconds: float) -> str:
     """How long something took: 0.4 ms, 31 ms, 1.83 s, 4 min 10 s, 3 h 5 min, 12 d 4 h."""
     if seconds < 0.9995:
         return f"{seconds * 1e3:.1f} ms" if seconds < 0.00995 else f"{seconds * 1e3:.0f} ms"
-    if seconds < 119.5:
+    if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     _, large, small, unit, part = next(row for row in _PARTS if seconds < row[0])
     count, rest = divmod(round(seconds / small), large // small)

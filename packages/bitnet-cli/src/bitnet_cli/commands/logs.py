@@ -175,7 +175,14 @@ def _course(course: Course) -> Any:
 
     columns = list(course.columns(_COLUMNS))
     width = columns[0][1]
-    made = table(f"each {duration(width)}", "requests", "", "failed", "tokens/s", numbers=(1, 3, 4))
+    made = table(
+        f"each {width} s" if width < 60 else f"each {duration(width)}",
+        "requests",
+        "",
+        "failed",
+        "tokens/s",
+        numbers=(1, 3, 4),
+    )
     most = max(one.requests for _, _, one in columns)
     form = "%H:%M:%S" if width < 60 else "%Y-%m-%d %H:%M" if width < 86400 else "%Y-%m-%d"
     for begin, seconds, one in columns:
