@@ -6,8 +6,10 @@ Each is an SVG that fetches nothing; pages are photographed where Chromium is in
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
+import random
 import re
 import select
 import shutil
@@ -17,11 +19,13 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pyte
 from rich.console import Console
@@ -59,7 +63,7 @@ SCENES: Mapping[str, Scene] = MappingProxyType(
         "run": Scene('bitnet run --prompt "Once upon a time" -n 60 --seed 3 --stats'),
         "chat": Scene(
             "bitnet chat -n 40 --seed 5",
-            ("Once upon a time there was a cat.", "/fork", "The cat saw a big dog.", "/back", "/stats", "/exit"),
+            ("Once upon a time there was a cat.", "/fork", "The cat saw a big dog.", "/stats", "/back", "/exit"),
         ),
         "convert": Scene("bitnet convert stories stories.gguf --to tq2_0"),
         "verify": Scene("bitnet verify stories.gguf --against stories --backend cpu"),
@@ -68,6 +72,7 @@ SCENES: Mapping[str, Scene] = MappingProxyType(
         "bench-machine": Scene("bitnet bench machine"),
         "bench-generate": Scene("bitnet bench generate stories --prompt 256 --tokens 64 --threads 1 --batches 1,4,16"),
         "bench-compare": Scene("bitnet bench compare last-1 last"),
+        "logs": Scene("bitnet logs serve.log"),
         "refused": Scene("bitnet run stories --thraeds 2; bitnet run stories --threads many; bitnet verify noise.gguf"),
     }
 )
@@ -79,6 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         shutil.copytree(ROOT / "models" / "stories", Path(place) / "stories")
         (Path(place) / "noise.gguf").write_bytes(b"<!doctype html>" * 9)
+        (Path(place) / "serve.log").write_text("".join(json.dumps(line) + "\n" for line in _log()))
         environment = _environment(Path(place))
         for name, scene in SCENES.items():
             if name == "bench-compare":  # two runs to compare
@@ -87,6 +93,38 @@ def main() -> None:
             if not wanted or name in wanted:
                 (folder / f"{name}.svg").write_text(_picture(scene.command, screen))
         _photograph(folder, Path(place), environment)
+
+
+def _log() -> Iterator[dict[str, Any]]:
+    """An afternoon of a server that has more to do than it can."""
+    draw, logger = random.Random(7), "bitnet_inference.server.requests"  # noqa: S311  # a picture's
+    second = 0.0
+    while (second := second + draw.expovariate(0.2 if 3600 < second < 5400 else 0.07)) < 3 * 3600:
+        when = datetime(2026, 11, 20, 14, tzinfo=UTC) + timedelta(seconds=second)
+        line = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": "info",
+            "logger": logger,
+            "message": "request",
+        }
+        line |= {"id": f"req_{draw.getrandbits(96):024x}", "tenant": draw.choice(("shop", "shop", "search")),
+                 "method": "POST", "path": "/v1/chat/completions", "route": "/v1/chat/completions",
+                 "address": f"10.0.0.{draw.randrange(3, 6)}"}  # fmt: skip
+        busy = 3600 < second < 5400
+        if draw.random() < (0.25 if busy else 0.01):
+            yield line | {"status": 503, "seconds": 0.001, "code": "overloaded"}
+            continue
+        if draw.random() < 0.03:
+            yield line | {"tenant": None, "address": "10.9.9.9", "status": 401, "seconds": 0.0004,
+                          "code": "invalid_api_key"}  # fmt: skip
+            continue
+        prompt, written = int(draw.lognormvariate(5, 0.8)), min(256, int(draw.expovariate(1 / 90)) + 8)
+        waited = draw.expovariate(0.5) if busy else 0.001
+        first = round(waited + 0.02 + prompt * 0.0005, 4)
+        yield line | {"status": 200, "seconds": round(first + written / draw.uniform(30, 55), 4), "code": None,
+                      "model": "stories", "streamed": True, "prompt_tokens": prompt, "cached_tokens": prompt // 3,
+                      "completion_tokens": written, "queue_s": round(waited, 4), "first_token_s": first,
+                      "finish": ["stop"]}  # fmt: skip
 
 
 def _environment(place: Path) -> dict[str, str]:
@@ -128,7 +166,7 @@ def _play(scene: Scene, environment: dict[str, str], place: str) -> pyte.Screen:
                 data = os.read(master, 65536)
             except OSError:
                 break
-            stream.feed(data)
+            stream.feed(data.replace(b"\x1b[2m", b"\x1b[90m"))  # it knows no pale text, but grey
             if b"\x1b[6n" in data:  # an editor asks where the cursor is
                 os.write(master, f"\x1b[{screen.cursor.y + 1};{screen.cursor.x + 1}R".encode())
             last = time.monotonic()
@@ -151,6 +189,7 @@ def _picture(command: str, screen: pyte.Screen) -> str:
             line.append("".join(cell.data for cell in run), Style(color=_colour(colour), bold=bold))
         line.rstrip()
         lines.append(line)
+    lines.append(Text())  # room for what hangs below the last line
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), legacy_windows=False)  # noqa: SIM115, PTH123
     for line in lines:
         console.print(line, soft_wrap=True)

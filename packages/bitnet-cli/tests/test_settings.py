@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,40 @@ from bitnet_cli import amounts
 @pytest.mark.parametrize(
     ("text", "value"),
     [("4096", 4096), ("32k", 32768), ("32K", 32768), ("2GiB", 2 << 30), ("2G", 2 << 30), ("2GB", 2 * 10**9),
-     ("1.5k", 1536), ("64kB", 64000), ("1_000", 1000), ("7 MiB", 7 << 20), ("1TiB", 1 << 40), ("512B", 512)],
+     ("1.5k", 1536), ("64kB", 64000), ("1_000", 1000), ("7 MiB", 7 << 20), ("1TiB", 1 << 40), ("512B", 512),
+     ("0.1kB", 100)],
 )  # fmt: skip
-def test_numbers_are_read_as_people_write_them(text: str, value: int) -> None:
-    assert amounts.parse(text) == value
+def test_sizes_are_read_as_people_write_them(text: str, value: int) -> None:
+    assert amounts.parse_size(text) == value
 
 
 @pytest.mark.parametrize(
-    "text", ["", "k", "-1", "1e9", "1.0001k", "0x10", "1kk", "2^40", "١٢", "1" * 40, "NaN", "1 k i"]
+    ("text", "value"),
+    [("4096", 4096), ("10k", 10_000), ("10K", 10_000), ("5M", 5_000_000), ("8Ki", 8192), ("8ki", 8192),
+     ("1.5k", 1500), ("0.001M", 1000), ("2.3k", 2300), ("1_000", 1000), ("1Mi", 1 << 20)],
+)  # fmt: skip
+def test_thousands_of_tokens_are_thousands(text: str, value: int) -> None:
+    assert amounts.parse_count(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "k", "-1", "1e9", "1.0001k", "0x10", "1kk", "2^40", "١٢", "1" * 40, "NaN", "1 k i", "1i", "1ib"]
 )
-def test_what_is_no_number_is_refused(text: str) -> None:
+@pytest.mark.parametrize("parse", [amounts.parse_size, amounts.parse_count])
+def test_what_is_no_number_is_refused(text: str, parse: Callable[[str], int]) -> None:
     with pytest.raises(ValueError, match="expected a"):
-        amounts.parse(text)
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["10kB", "10KiB", "512B", "1.0001k"])
+def test_tokens_are_not_counted_in_bytes(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a"):
+        amounts.parse_count(text)
+
+
+def test_a_limit_of_tokens_is_what_was_written(bitnet: Bitnet, tmp_path: Path) -> None:
+    made = bitnet("keys", "create", "Ann", "--tokens-per-minute", "10k", "--keys", tmp_path / "keys.sqlite", "--json")
+    assert made.json["tokens_per_minute"] == 10_000
 
 
 def test_spans_of_time_are_read() -> None:
@@ -48,6 +71,13 @@ def test_sizes_are_written_as_people_read_them() -> None:
     assert amounts.size(None) == "unknown"
     assert [amounts.amount(n) for n in (7, 9_999, 12_345, 5_250_000, 2_412_820_480)] == [
         "7", "9,999", "12.35 k", "5.25 M", "2.41 B"]  # fmt: skip
+
+
+def test_times_are_written_as_people_read_them() -> None:
+    seconds = (0.0004, 0.0312, 1.834, 42.0, 61, 250, 3599.9, 5400, 100_000, 200_000)
+    assert [amounts.duration(n) for n in seconds] == [
+        "0.4 ms", "31 ms", "1.83 s", "42.0 s", "1 min 1 s", "4 min 10 s", "60 min", "1 h 30 min", "27 h 47 min",
+        "2 d 8 h"]  # fmt: skip
 
 
 def test_every_flag_has_a_variable(bitnet: Bitnet, stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:

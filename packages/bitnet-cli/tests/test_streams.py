@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Bitnet
 
+from bitnet_cli import overview
+
+HEAVY = {"numpy", "huggingface_hub", "prompt_toolkit", "torch", "transformers", "tokenizers", "llguidance", "psutil",
+         "starlette", "uvicorn"}  # fmt: skip
 COMMAND = [sys.executable, "-c", "from bitnet_cli.main import command_line; command_line()"]
 
 
@@ -35,6 +40,18 @@ def test_a_reader_that_leaves_early_is_no_failure(stories: Path, tmp_path: Path)
     process.stderr.close()
     assert process.wait(timeout=60) == 0
     assert said == b""
+
+
+@pytest.mark.parametrize("asked", ["--help", "run --help", "env", "logs - --follow"])
+def test_a_reader_that_is_gone_already_is_no_failure(asked: str) -> None:
+    line = '{"time": "2026-11-20T12:00:00Z", "level": "info", "logger": "x", "message": "y"}\n'
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(
+        *asked.split(), stdout=writer, capture_output=False, stderr=subprocess.PIPE, stdin=None, input=line.encode()
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_full_disk_behind_stdout_is_said(stories: Path) -> None:
@@ -120,13 +137,52 @@ def _slept(pid: int) -> str:
     return "read" if fields[0] == "S" and int(fields[11]) > 40 else ""
 
 
-def test_help_is_quick_and_imports_little() -> None:
-    script = "import sys; from bitnet_cli.main import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+@pytest.mark.parametrize("asked", [[], ["--help"], ["-h"], ["--version"], ["bench"], ["bench", "--help"], ["keys"]])
+def test_help_is_quick_and_imports_little(asked: list[str]) -> None:
+    script = f"import sys; from bitnet_cli.main import main; main({asked}); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
     loaded = set(done.stderr.decode().split())
-    assert not loaded & {"numpy", "bitnet_core", "bitnet_quant", "huggingface_hub", "prompt_toolkit", "torch", "psutil"}
-    for command in (b"run", b"bench", b"doctor"):
-        assert command in done.stdout
+    assert not loaded & HEAVY
+    assert not loaded & {"cyclopts", "rich", "msgspec", "bitnet_core", "bitnet_quant"}
+    assert done.stdout.endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "convert", "train", "serve", "logs", "doctor", "bench generate", "keys create"]
+)
+def test_help_of_a_command_imports_nothing_heavy(command: str) -> None:
+    asked = [*command.split(), "--help"]
+    script = f"import sys; from bitnet_cli.main import main; main({asked}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
+    assert not set(done.stderr.decode().split()) & HEAVY
+    assert f"bitnet {command} ".encode() in done.stdout
+
+
+def test_every_command_is_listed_and_can_be_called(bitnet: Bitnet) -> None:
+    listed = bitnet(online=True).out
+    for commands in overview.COMMANDS.values():
+        for name, said in commands.items():
+            assert f"\n  {name}" in listed
+            assert said in listed
+            assert bitnet(name, "--help", online=True).code == 0
+    for group, commands in overview.GROUPS.items():
+        below = bitnet(group, "-h", online=True).out
+        for name, said in commands.items():
+            assert said in below
+            assert bitnet(group, name, "--help", online=True).code == 0
+
+
+def test_every_flag_says_what_it_is_for(bitnet: Bitnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    commands = [name for listed in overview.COMMANDS.values() for name in listed if name not in overview.GROUPS]
+    below = [f"{group} {name}" for group, listed in overview.GROUPS.items() for name in listed]
+    for command in (*commands, *below):
+        shown = bitnet(*command.split(), "--help", online=True).out
+        rows = [line.strip("│* ") for line in shown.splitlines() if line.startswith("│")]
+        assert rows
+        for row in rows:
+            flag, _, said = row.partition("  ")
+            assert said.strip()[:1] not in ("", "["), f"bitnet {command}: {flag}"
 
 
 def on_terminal(arguments: list[str], typed: bytes = b"", **environment: str) -> tuple[int, bytes]:

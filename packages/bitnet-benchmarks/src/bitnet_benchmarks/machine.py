@@ -45,15 +45,6 @@ class Ceilings:
     throughput: tuple[Throughput, ...]
     caches: tuple[CacheSpeed, ...]
 
-    def bytes_a_second(self, threads: int) -> float:
-        """The bandwidth of so many threads; of the nearest number that was measured."""
-        return min(self.bandwidth, key=lambda m: abs(m.threads - threads)).median
-
-    def multiplications_a_second(self, threads: int) -> float:
-        """The throughput of so many threads, of the best backend."""
-        nearest = min(abs(t.threads - threads) for t in self.throughput)
-        return max(t.median for t in self.throughput if abs(t.threads - threads) == nearest)
-
 
 def measure(threads: Sequence[int] = (), *, backend: str = "auto", passes: int = 5) -> Ceilings:
     """Measure for each number of threads; none names one and all that may be used."""

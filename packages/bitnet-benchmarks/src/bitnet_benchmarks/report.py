@@ -24,7 +24,7 @@ p.note { margin: 0 0 1rem; color: var(--soft); max-width: 75ch; }
 .figures { display: flex; flex-wrap: wrap; gap: .8rem 2rem; margin: 1rem 0; }
 .figures div { min-width: 8rem; } .figures b { display: block; font-size: 1.5rem; font-weight: 600; }
 .figures span { color: var(--soft); font-size: .85rem; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1.2rem 2rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 1.2rem 2rem; }
 figure { margin: 0; } figcaption { font-size: .85rem; font-weight: 600; margin-bottom: .3rem; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
 svg text.value { fill: var(--ink); } .grid { stroke: var(--line); stroke-width: 1; }
@@ -34,6 +34,8 @@ svg text.value { fill: var(--ink); } .grid { stroke: var(--line); stroke-width: 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+caption { text-align: left; color: var(--soft); padding: .4rem 0 .1rem; }
+@media (max-width: 600px) { svg text { font-size: 14px; } }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: var(--soft); font-weight: 500; }
 """.strip()
 _TITLES = {
@@ -43,6 +45,20 @@ _TITLES = {
     "rivals": "Rivals",
     "quality": "Quality",
     "train": "Training",
+}
+_HEADLINES = (
+    ("generate", "decode_tokens_per_s", max, "tokens a second decoded, at best"),
+    ("generate", "prompt_tokens_per_s", max, "tokens a second of a prompt"),
+    ("generate", "peak_bytes", max, "of memory at most"),
+    ("quality", "perplexity", min, "perplexity"),
+    ("train", "tokens_per_s", max, "tokens a second in training"),
+)
+# What a table is looked at for stands before what it was made with.
+_FIRST = ("figure", "engine", "threads", "depth", "batch", "decode_tokens_per_s", "prompt_tokens_per_s")
+_SAID = {
+    "bandwidth": "bandwidth, bytes a second",
+    "throughput": "int8 by trits, multiplications a second",
+    "caches": "caches, bytes a second",
 }
 _HIDDEN = ("prompt_runs", "decode_runs", "step_runs", "machine")
 _HIDDEN_INSIDE = ("nbytes", "threads", "line")  # of what stands in another figure
@@ -70,7 +86,7 @@ def comma_separated(records: Sequence[Record]) -> str:
 
 def html(records: Sequence[Record], title: str = "Benchmarks") -> str:
     """One page that needs nothing else."""
-    body = [f"<h1>{escape(title)}</h1>"]
+    body = [f"<h1>{escape(title)}</h1>", *_headline(records)]
     for record in records:
         body += [f"<h2>{escape(_title(record))}</h2>", f'<p class="note">{escape(_said(record))}</p>']
         body += [*_plots(record), *_html_table(rows(record))]
@@ -131,8 +147,11 @@ def _title(record: Record) -> str:
 def _said(record: Record) -> str:
     cpu = record.machine.get("cpu", {})
     cores = f"{cpu.get('usable_cores')} usable cores"
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items() if name.startswith("bitnet"))
-    return f"{record.time}, {cpu.get('name') or cpu.get('architecture')}, {cores}; {versions}. Record {record.id}."
+    ours = {name: version for name, version in record.versions.items() if name.startswith("bitnet")}
+    alike = len(set(ours.values())) == 1
+    versions = f"bitnet {next(iter(ours.values()))}" if alike else ", ".join(f"{name} {ours[name]}" for name in ours)
+    when = record.time[:16].replace("T", " ") + (" UTC" if record.time.endswith("+00:00") else "")
+    return f"{when}, {cpu.get('name') or cpu.get('architecture')}, {cores}; {versions}. Record {record.id}."
 
 
 def number(value: Any, name: str = "") -> str:
@@ -161,6 +180,10 @@ def size(nbytes: float) -> str:
     return f"{nbytes:,.2f} GiB"
 
 
+def _place(name: str) -> int:
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+
 def _names(table: Sequence[Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for row in table for name in row)
     return [name for name in names if any(row.get(name) is not None for row in table)]
@@ -174,18 +197,40 @@ def _markdown_table(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "| " + " | ".join(number(row.get(name), name).replace("|", "\\|") for name in names) + " |"
 
 
+def _headline(records: Sequence[Record]) -> Iterator[str]:
+    """The best figures of the newest run of each kind, large."""
+    newest = {record.kind: record for record in records}
+    boxes = []
+    for kind, name, best, said in _HEADLINES:
+        values = [f[name] for f in newest[kind].figures if f.get(name) is not None] if kind in newest else []
+        if values:
+            boxes.append(f"<div><b>{number(best(values), name)}</b><span>{said}</span></div>")
+    if boxes:
+        yield f'<div class="figures">{"".join(boxes)}</div>'
+
+
 def _html_table(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for row in table:
         groups.setdefault(row.get("figure"), []).append(row)
     for group in groups.values():
-        names = _names(group)
+        names = sorted(_names(group), key=_place)
+        alike = [name for name in names if len(group) > 1 and len({str(row.get(name)) for row in group}) == 1]
+        names = [name for name in names if name not in alike]
+        said = [_SAID.get(group[0].get("figure", ""), "")]
+        said += [
+            f"{name.replace('_', ' ')} {number(group[0][name], name)}"
+            for name in alike
+            if name not in ("figure", "nbytes")
+        ]
+        caption = f"<caption>{escape(', '.join(filter(None, said)))}</caption>" if any(said) else ""
         head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
         cells = "".join(
             f"<tr>{''.join(f'<td>{escape(number(row.get(name), name))}</td>' for name in names)}</tr>\n"
             for row in group[:_MANY]
         )
-        yield f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{cells}</tbody></table></div>'
+        inside = f"{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{cells}</tbody>"
+        yield f'<div class="scroll"><table>{inside}</table></div>'
         if len(group) > _MANY:
             yield f'<p class="note">and {len(group) - _MANY} rows more, which the record has</p>'
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 from cyclopts import Group, Parameter
 
@@ -96,7 +96,13 @@ def screen(stream: TextIO) -> Console:
     width = None if stream.isatty() or said.isdecimal() else _WIDE
     console = Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is not None)
     console.width = max(console.width, _NARROW)
+    console.on_broken_pipe = _gone  # type: ignore[method-assign]  # it would end the process with a failure
     return console
+
+
+def _gone() -> NoReturn:
+    """Whoever read has left, which is no failure."""
+    raise BrokenPipeError
 
 
 def table(*columns: str, numbers: tuple[int, ...] = (), title: str | None = None) -> Table:
@@ -127,13 +133,17 @@ def mark(fine: bool | None, text: str = "") -> Any:
     """A tick, a cross, or a dot for what is neither, before a text."""
     from rich.text import Text  # noqa: PLC0415
 
-    utf = "utf" in (getattr(sys.stdout, "encoding", "") or "").lower()
     sign, style = {
-        True: ("✓" if utf else "ok", "green"),
-        False: ("✗" if utf else "NO", "red"),
-        None: ("·" if utf else "-", "yellow"),
+        True: (drawn("✓", "ok"), "green"),
+        False: (drawn("✗", "NO"), "red"),
+        None: (drawn("·", "-"), "yellow"),
     }[fine]
     return Text.assemble((sign, style), f" {text}" if text else "")
+
+
+def drawn(sign: str, plain: str) -> str:
+    """A sign, or what stands for it where the output knows ASCII alone."""
+    return sign if "utf" in (getattr(sys.stdout, "encoding", "") or "").lower() else plain
 
 
 def write_json(record: object) -> None:

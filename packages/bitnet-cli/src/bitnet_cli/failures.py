@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from types import MappingProxyType
 
@@ -9,6 +10,7 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 _LINE_LIMIT = 600  # characters: a message quotes what was wrong, and an argument may be any length
 # What libraries advise to their callers, as it is said to the command.
 _FLAGS = MappingProxyType({"lossy=True": "--lossy", "replace=True": "--force", "i2_s_group=": "--group "})
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -46,7 +48,8 @@ def _said(error: BaseException) -> str:
 
     if isinstance(error, OSError) and error.strerror and not isinstance(error, BitNetError):
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-        return ": ".join([*names, error.strerror.lower()])
+        helps = "; make room (bitnet du, bitnet rm --unused-for 30d), or write elsewhere"
+        return ": ".join([*names, error.strerror.lower()]) + (helps if error.errno in _FULL else "")
     if isinstance(error, MemoryError) and not str(error):
         return "not enough memory"
     if _is_expected(error):

@@ -70,7 +70,10 @@ def _packages() -> Iterator[Check]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             lost.append(name)
-    said = ", ".join(f"{name} {version}" for name, version in found.items())
+    alike = len(set(found.values())) == 1
+    short = ", ".join(name.removeprefix("bitnet-") for name in found)
+    each = ", ".join(f"{name} {version}" for name, version in found.items())
+    said = f"bitnet {next(iter(found.values()))}: {short}" if alike else each
     old = {".".join(version.split(".")[:2]) for version in found.values()}
     advice = f"not installed by pip: {', '.join(lost)}" if lost else None
     yield Check("packages", None if lost else len(old) == 1, said or "none of ours", advice)

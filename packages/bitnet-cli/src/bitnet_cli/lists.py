@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -119,7 +120,10 @@ def append(output: Path, record: Mapping[str, Any]) -> None:
     data = (json.dumps(as_plain(record), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
     handle = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(handle, data)
+        begin = os.fstat(handle).st_size
+        if os.write(handle, data) < len(data):  # a disk takes what it has room for
+            os.ftruncate(handle, begin)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output))
         os.fsync(handle)
     finally:
         os.close(handle)

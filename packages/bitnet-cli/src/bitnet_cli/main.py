@@ -7,96 +7,15 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from cyclopts import App, Group, Parameter
-
-from . import __version__
+from . import __version__, overview
 from .failures import INTERRUPTED, exit_code, one_line
-from .models import STDIN
-from .settings import sources
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 _OFFLINE = "BITNET_OFFLINE"
-_EPILOGUE = (
-    "Every flag can also come from the environment, as BITNET_RUN_THREADS=4, or from a table of its command in a TOML "
-    "file, as [run] threads = 4 in ~/.config/bitnet/config.toml."
-)
-
-# Help is kept here, so that the list of commands imports none of them.
-_COMMANDS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    (
-        "Text",
-        (
-            ("run", "What a model says to a prompt"),
-            ("chat", "A conversation"),
-            ("batch", "Many prompts of a file, resumed where it stopped"),
-            ("embed", "Texts as vectors"),
-            ("eval", "Questions with answers: how many a model gets right"),
-            ("ppl", "How surprising a model finds a text"),
-            ("tokenize", "Text as a model's tokens, and back"),
-            ("template", "A model's chat template, or a conversation rendered by it"),
-        ),
-    ),
-    (
-        "Models",
-        (
-            ("pull", "Fetch a model from the hub"),
-            ("search", "Find models on the hub"),
-            ("ls", "List the models on this machine"),
-            ("show", "What a model is, what it needs, and whether it fits here"),
-            ("rm", "Remove models from this machine"),
-            ("cp", "Copy a model out of the cache"),
-            ("du", "What the cache takes, and what the disk has left"),
-            ("login", "Log in to the hub"),
-        ),
-    ),
-    (
-        "Files",
-        (
-            ("inspect", "Tensors, types and metadata of a model's files"),
-            ("verify", "Look a model over for damage"),
-            ("diff", "Two models side by side"),
-            ("convert", "Write a model in another form, without loss"),
-            ("quantize", "Make a model ternary by a recipe"),
-            ("report", "What quantization cost, as a table or a page"),
-        ),
-    ),
-    (
-        "Training",
-        (
-            ("train", "Train as a config says"),
-            ("finetune", "Teach a model with texts or conversations"),
-            ("distill", "A model that learns from another's expectations"),
-            ("merge", "An adapter rounded into the trits of its base"),
-            ("export", "The model of a finished run in a form that others read"),
-            ("config", "A config of training to begin with, or a look at one"),
-            ("jobs", "Training runs and where they stand"),
-        ),
-    ),
-    (
-        "Server",
-        (
-            ("serve", "Models over HTTP, and a page to talk to"),
-            ("keys", "Who may use a server, and how much"),
-        ),
-    ),
-    (
-        "Machine",
-        (
-            ("doctor", "Health of hardware, packages and cache, with advice"),
-            ("fit", "Memory and speed of a model on this machine"),
-            ("tune", "The settings that run a model fastest here"),
-            ("bench", "Measure the machine, kernels, generation, rivals and quality"),
-            ("backends", "What can run models here, and why the rest cannot"),
-            ("env", "Versions, folders and variables"),
-            ("setup", "Settings that suit this machine"),
-            ("new", "A folder to begin with: a program, a suite, a recipe"),
-            ("backup", "Settings, records and models in one file"),
-            ("restore", "What a backup holds, in its place again"),
-            ("update", "Whether packages or models have newer versions"),
-            ("completion", "The completion script of a shell"),
-        ),
-    ),
-)
 
 
 def command_line() -> None:
@@ -130,36 +49,58 @@ def main(tokens: Sequence[str]) -> int:
 
 def build(tokens: Sequence[str]) -> App:
     """The command line, with the sources of flags that these tokens name."""
-    names = [name for _, commands in _COMMANDS for name, _ in commands]
+    from cyclopts import App, Group, Parameter  # noqa: PLC0415  # 80 ms, which the list of commands does not need
+
+    from .settings import sources  # noqa: PLC0415
+
     app = App(
         name="bitnet",
-        help="Ternary (1.58-bit) language models: run, convert, verify and measure them.",
+        help=overview.ABOUT,
         version=__version__,
         help_format="plaintext",
-        help_epilogue=_EPILOGUE,
+        help_epilogue=overview.EPILOGUE,
         default_parameter=Parameter(negative=(), show_default=_worth_showing),
-        config=sources(tokens, names),
+        config=sources(tokens, overview.NAMES),
         suppress_keyboard_interrupt=False,
     )
-    for place, (title, commands) in enumerate(_COMMANDS):
+    for place, (title, commands) in enumerate(overview.COMMANDS.items()):
         group = Group(title, sort_key=place)
-        for order, (name, said) in enumerate(commands):
-            app.command(f"bitnet_cli.commands.{name}:{name}", name=name, help=said, group=group, sort_key=order)
+        for name, said in commands.items():
+            if name in overview.GROUPS:
+                below = App(name=name, help=said, group=group, help_format="plaintext")
+                for each in overview.GROUPS[name]:
+                    below.command(f"bitnet_cli.commands.{name}.{each}:{each}", name=each)
+                app.command(below)
+            else:
+                app.command(f"bitnet_cli.commands.{name}:{name}", name=name, group=group)
     return app
 
 
 def _worth_showing(value: object) -> str | None:
-    return None if value in (False, None, ()) else str(value)
+    if value in (False, None, ()):
+        return None
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _run(tokens: list[str]) -> int:
+    if (page := overview.page(tokens)) is not None:
+        sys.stdout.write(page)
+        return 0
+    from .models import STDIN  # noqa: PLC0415  # with all that parses flags
+
     tokens = [STDIN if word == "-" else word for word in tokens]
     command, bound, _ = build(tokens).parse_args(tokens, exit_on_error=False, print_error=False)
     flags = bound.arguments.get("flags")
-    if command.__module__.startswith("bitnet_cli."):  # and not help
+    ours = command.__module__.startswith("bitnet_cli.")
+    if ours:
         _open_log()
-    with _network(getattr(flags, "offline", False)):
-        found = command(*bound.args, **bound.kwargs)
+    try:
+        with _network(getattr(flags, "offline", False)):
+            found = command(*bound.args, **bound.kwargs)
+    except SystemExit:
+        if ours:
+            raise
+        return 0  # help ends the process where its reader has left
     return found if isinstance(found, int) else 0
 
 

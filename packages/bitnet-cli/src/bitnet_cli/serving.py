@@ -29,9 +29,11 @@ class Loading:
     threads: Annotated[Threads | None, Parameter(name=["--threads", "-t"])] = None
     """How many threads for each model."""
     context: Annotated[Count | None, Parameter(name=["--context", "-c"])] = None
-    """Tokens of context, as 4k."""
+    """Tokens of context, as 4096 or 8k (8,000)."""
     sequences: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=4096))] = 32
     """How many requests run at once; more wait."""
+    queue: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1 << 20))] = 1024
+    """How many requests may run or wait; more are refused, to be sent again."""
     memory: Size | None = None
     """What all models may take together, as 4GiB."""
     idle: Annotated[float | None, Parameter(validator=validators.Number(gte=0))] = None
@@ -44,6 +46,7 @@ class Loading:
             "threads": self.threads,
             "context": self.context,
             "max_sequences": self.sequences,
+            "queue": self.queue,
         }
 
 

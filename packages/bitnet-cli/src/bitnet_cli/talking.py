@@ -57,8 +57,12 @@ class Talk:
 
     def _say(self, text: str) -> None:
         try:
+            begun = False
             for piece in self.conversation.stream(text):
-                self.out.write(piece)
+                # A model that goes on with a text begins with a space.
+                said = piece if begun else piece.lstrip()
+                begun = begun or bool(said)
+                self.out.write(said)
                 self.out.flush()
         finally:
             self.out.write("\n")

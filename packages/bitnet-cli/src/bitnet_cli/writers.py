@@ -34,7 +34,7 @@ class Running:
     threads: Annotated[Threads | None, Parameter(name=["--threads", "-t"])] = None
     """How many threads; the backend chooses by default."""
     context: Annotated[Count | None, Parameter(name=["--context", "-c"])] = None
-    """Tokens of context, as 4k."""
+    """Tokens of context, as 4096 or 8k (8,000)."""
     memory: Size | None = None
     """What weights and caches may take together, as 2GiB."""
     head: Literal["f16", "int8"] | None = None

@@ -28,6 +28,8 @@ def finetune(
 
     Parameters
     ----------
+    method
+        What learns: an adapter, one beside a packed base, all weights from conversations, or all from texts.
     rank
         Of an adapter's changes.
     learning_rate

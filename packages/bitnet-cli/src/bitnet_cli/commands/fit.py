@@ -32,7 +32,7 @@ def fit(
     Parameters
     ----------
     context
-        Tokens of each sequence; the model's own context by default, 4k at most.
+        Tokens of each sequence; the model's own context by default, 4,096 at most.
     parallel
         Sequences at once.
     threads
@@ -87,12 +87,12 @@ def _memory(forecast: Forecast, parallel: int) -> Any:
 
 
 def _speed(forecast: Forecast, achieved: dict[str, float] | None, threads: int) -> Any:
-    shown = table(f"{threads} thread{'s' if threads > 1 else ''}", "at most", "measured", "", numbers=(1, 2, 3))
+    columns = ("measured", "") if achieved else ()
+    shown = table(f"{threads} thread{'s' if threads > 1 else ''}", "at most", *columns, numbers=(1, 2, 3))
     rows = (("prompt", forecast.prompt_tokens_per_s), ("decode", forecast.decode_tokens_per_s))
     for name, most in rows:
-        got = achieved[f"{name}_tokens_per_s"] if achieved else None
-        share = "" if got is None else f"{got / most:.0%}"
-        shown.add_row(f"{name} tokens/s", amount(most), "" if got is None else amount(got), share)
+        got = achieved[f"{name}_tokens_per_s"] if achieved else 0.0
+        shown.add_row(f"{name} tokens/s", amount(most), *((amount(got), f"{got / most:.0%}") if achieved else ()))
     return shown
 
 

@@ -56,11 +56,12 @@ def _shown(path: Path, stored: Stored, tensors: bool, metadata: bool) -> list[An
         counts[tensor.type] += 1
         sizes[tensor.type] += tensor.nbytes
     total = sum(math.prod(tensor.shape) for tensor in stored.tensors)
+    named = stored.metadata.get("general.architecture") or stored.metadata.get("architectures")
     said = {
         "file": path,
         "format": stored.format,
         "model": stored.metadata.get("general.name"),
-        "architecture": stored.metadata.get("general.architecture") or stored.metadata.get("architectures"),
+        "architecture": ", ".join([named] if isinstance(named, str) else map(str, named or ())) or None,
         "tensors": len(stored.tensors),
         "elements": amounts.amount(total),
         "size": amounts.size(sum(sizes.values())),

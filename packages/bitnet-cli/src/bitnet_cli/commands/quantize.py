@@ -74,11 +74,15 @@ def quantize(  # noqa: PLR0913  # each is a flag
     calibrate
         A text to calibrate on.
     windows
-        How many pieces of the text are used, each of --window tokens.
+        How many pieces of the text are used.
+    window
+        Tokens of each.
     save_recipe
         Write the recipe that was used.
     to
         The layout of what is written.
+    force
+        Write over what is there.
     """
     ways.check(recipe, calibrate)
     import bitnet_quant  # noqa: PLC0415

@@ -61,6 +61,7 @@ def _is_cached(name: str) -> bool:
 def _lines(path: str, found: Model, need: Need) -> dict[str, Any]:
     spec = found.spec
     enough = need.total <= need.available
+    tokens = f"{found.tokenizer.vocab_size:,}" if found.tokenizer else "no"
     extras = [
         f"sub-norms: {spec.sub_norms}" if spec.sub_norms != "none" else "",
         "q/k norms" if spec.qk_norm else "",
@@ -75,7 +76,7 @@ def _lines(path: str, found: Model, need: Need) -> dict[str, Any]:
         "attention": f"{spec.heads} heads of {spec.head_size}, {spec.kv_heads} for keys and values",
         "extras": ", ".join(filter(None, extras)) or None,
         "context": f"{spec.context:,} tokens",
-        "vocabulary": f"{spec.vocab_size:,} rows, {found.tokenizer.vocab_size if found.tokenizer else 'no'} tokens",
+        "vocabulary": f"{spec.vocab_size:,} rows, {tokens} tokens",
         "chat": "has a template" if found.template else "no template: a model that completes text",
         "sampling": ", ".join(f"{k} {v:g}" for k, v in found.sampling.items()) or None,
         "weights": amounts.size(need.weights),

@@ -41,7 +41,9 @@ def tokenize(  # noqa: PLR0913  # each is a flag
     file
         A file with the text, "-" for stdin.
     bos
-        Begin with the token that begins a text; this and --eos by default as the model's files say.
+        Begin with the token that begins a text; by default as the model's files say.
+    eos
+        End with the token that ends a text, likewise.
     special
         Trust the text: special tokens in it are special.
     decode

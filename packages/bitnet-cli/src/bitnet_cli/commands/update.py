@@ -44,7 +44,8 @@ def _packages() -> list[dict[str, Any]]:
     pip = _pip()
     found = []
     for name, version in here.items():
-        command = ["install", "--dry-run", "--quiet", "--upgrade", "--no-deps", "--report", "-", name]
+        # What is installed would pass for the newest where the index knows none.
+        command = ["install", "--dry-run", "--quiet", "--ignore-installed", "--no-deps", "--report", "-", name]
         try:
             done = subprocess.run(
                 [*pip, *command, "--disable-pip-version-check"],

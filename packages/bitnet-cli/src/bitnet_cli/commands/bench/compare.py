@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from ...amounts import size
 from ...console import FLAGS, Flags, table
 from ...failures import FAILED
 from .kept import Base, history
@@ -48,8 +49,8 @@ def compare(
     for change in found.changes:
         where = ", ".join(part for part in change.where.split(", ") if part not in same)
         p = "" if change.p is None else f"{change.p:.3f}"
-        row = (f"{change.before:.4g}", f"{change.after:.4g}", f"{change.ratio:.3f}", p)
-        what = change.figure if change.p is None else f"{change.figure}, seconds"
+        what = change.figure.replace("_", " ") if change.p is None else f"{change.figure}, seconds"
+        row = (*(_figure(change.figure, value) for value in (change.before, change.after)), f"{change.ratio:.3f}", p)
         shown.add_row(what, where, *row, _verdict(change.verdict))
     for note in found.notes:
         flags.remark(f"note: {note}")
@@ -58,6 +59,10 @@ def compare(
     test = f"Mann-Whitney U, exact, two-sided: p below {alpha:g} and medians apart by {least:.0%}"
     flags.answer({"changes": found.changes, "notes": found.notes, "test": test}, shown, test)
     return FAILED if found.regressions else 0
+
+
+def _figure(name: str, value: float) -> str:
+    return size(value) if name.endswith("_bytes") else f"{value:.4g}"
 
 
 def _verdict(verdict: str) -> Any:

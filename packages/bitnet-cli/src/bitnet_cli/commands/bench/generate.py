@@ -33,6 +33,10 @@ def generate(  # noqa: PLR0913  # each is a flag
 
     Parameters
     ----------
+    prompt
+        Tokens that are read at once.
+    tokens
+        Tokens that are decoded behind them.
     threads
         How many threads, as 1,2,4; what the backend takes by default is all that may be used.
     depths
@@ -41,6 +45,8 @@ def generate(  # noqa: PLR0913  # each is a flag
         Sequences decoded at once.
     rounds
         How often everything is repeated; 5 and more can be compared.
+    backend
+        What runs the model.
     head
         How the cpu backend holds the output head.
     through
@@ -77,9 +83,9 @@ def _all() -> tuple[int, ...]:
 
 
 def _depths(text: str) -> tuple[int, ...]:
-    from ...amounts import parse  # noqa: PLC0415
+    from ...amounts import parse_count  # noqa: PLC0415
 
-    found = tuple(parse(part) for part in text.split(",") if part)
+    found = tuple(parse_count(part) for part in text.split(",") if part)
     if not found or max(found) > 1 << 24:
         raise Refused(f"--depths: expected numbers such as 0,2k, got '{text}'")
     return found

@@ -59,8 +59,9 @@ def _shown(found: Ceilings) -> list[Any]:
         spread = f"{one.lowest / 1e9:.1f} to {one.highest / 1e9:.1f}"
         read.add_row(_threads(one.threads), f"{one.median / 1e9:.1f}", spread)
     for kept in found.caches:
-        speed = f"{kept.bandwidth.median / 1e9:.1f}" if kept.bandwidth else ""
-        read.add_row(f"level {kept.cache.level} cache, {amounts.size(kept.cache.size)}", speed, "")
+        if speed := kept.bandwidth:
+            name = f"level {kept.cache.level} cache, {amounts.size(kept.cache.size)}"
+            read.add_row(name, f"{speed.median / 1e9:.1f}", f"{speed.lowest / 1e9:.1f} to {speed.highest / 1e9:.1f}")
     multiplied = table("int8 by trits", "G/s", "spread", numbers=(1, 2))
     for rate in found.throughput:
         spread = f"{rate.lowest / 1e9:.0f} to {rate.highest / 1e9:.0f}"

@@ -34,6 +34,8 @@ def quality(  # each is a flag
     ----------
     against
         Another model of the same tokens, as the master of this one.
+    backend
+        What runs the model.
     windows
         How many pieces of the text are used.
     window
@@ -65,7 +67,7 @@ def _lines(said: Quality, whom: str) -> dict[str, str | None]:
         "perplexity": f"{said.perplexity:.4f}",
         "bits a byte": f"{said.bits_per_byte:.4f}",
         "nats a token": f"{said.nll:.4f} ± {said.error:.4f}",
-        "tokens": f"{said.tokens:,} in {said.windows} windows",
+        "tokens": f"{said.tokens:,} in {said.windows} window{'' if said.windows == 1 else 's'}",
         f"as {whom}": None if said.agreement is None else f"{said.agreement:.2%} of likeliest tokens",
         "divergence": None if said.divergence is None else f"{said.divergence:.2e} nats a token",
         "its perplexity": None if said.other_perplexity is None else f"{said.other_perplexity:.4f}",

@@ -45,6 +45,16 @@ def rivals(  # noqa: PLR0913  # each is a flag
         A llama-bench of llama.cpp or bitnet.cpp.
     transformers
         transformers as well, if it is installed here; for folders.
+    prompt
+        Tokens that are read at once.
+    tokens
+        Tokens that are decoded behind them.
+    threads
+        How many threads, as 1,2,4.
+    rounds
+        How often each has its turn.
+    backend
+        What runs the model for us.
     """
     keeping.check()
     if max(threads) > 1024 or rounds > 1000:
