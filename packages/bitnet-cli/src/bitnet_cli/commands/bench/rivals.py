@@ -28,7 +28,7 @@ def rivals(  # noqa: PLR0913  # each is a flag
     prompt: Prompt = 512,
     tokens: Tokens = 128,
     threads: Annotated[Counts, Parameter(name=["--threads", "-t"])] = (1,),
-    rounds: Annotated[Count, Parameter(name=["--rounds", "-r"])] = 5,
+    rounds: Annotated[Count, Parameter(name=["--rounds", "-r"], help="How often each has its turn.")] = 5,
     backend: Backend = "auto",
     keeping: Keeping = KEEPING,
     flags: Flags = FLAGS,
@@ -47,8 +47,6 @@ def rivals(  # noqa: PLR0913  # each is a flag
         transformers as well, if it is installed here; for folders.
     threads
         How many threads, as 1,2,4.
-    rounds
-        How often each has its turn.
     """
     keeping.check()
     if max(threads) > 1024 or rounds > 1000:
