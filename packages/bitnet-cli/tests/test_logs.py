@@ -358,6 +358,7 @@ def test_lines_are_shown_as_they_are_written_and_over_a_change_of_files(log: Pat
         assert "/new  1.00 s  first token 200 ms  100 (50 cached) + 41 tokens" in process.stdout.readline()
         log.rename(tmp_path / "serve.log.1")
         log.write_text("damage\n" + text(answered(path="/next"), line(NOON, "stopped")))
+        assert process.stdout.readline() == "damage\n"
         assert "/next" in process.stdout.readline()
         assert "stopped" in process.stdout.readline()
         process.send_signal(2)

@@ -9,7 +9,9 @@ from types import MappingProxyType
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 _LINE_LIMIT = 600  # characters: a message quotes what was wrong, and an argument may be any length
 # What libraries advise to their callers, as it is said to the command.
-_FLAGS = MappingProxyType({"lossy=True": "--lossy", "replace=True": "--force", "i2_s_group=": "--group "})
+_FLAGS = MappingProxyType(
+    {"lossy=True": "--lossy", "replace=True": "--force", "i2_s_group=": "--group ", "folder (out)": "folder (--out)"}
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
 

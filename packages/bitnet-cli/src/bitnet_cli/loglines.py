@@ -106,20 +106,18 @@ def read(source: str, damage: Damage) -> Iterator[tuple[int, Line]]:
             damage.add(_name(source), number + 1, f"the compressed file ends in damage: {error}")
 
 
-def follow(source: str, damage: Damage, *, since: float | None) -> Iterator[Line]:
-    """The last lines, or those since a time, and then each as it is written, for as long as somebody looks."""
-    if source == STDIN:
-        yield from (line for _, line in read(source, damage))
-        return
+def follow(source: str, *, whole: bool) -> Iterator[Line | str]:
+    """The last lines, or the whole file, and then each as it is written; what is no line of a log is text."""
     decoder = msgspec.json.Decoder(Line)
     with _opened(source) as stream:
-        if _is_compressed(stream):
+        if source != STDIN and _is_compressed(stream):
             raise Refused(f"{source}: nothing is added to a compressed file; leave --follow out")
-    for number, data in enumerate(_appended(Path(source).expanduser(), whole=since is not None), 1):
-        try:
-            yield decoder.decode(data)
-        except (ValueError, RecursionError) as error:
-            damage.add(source, number, _why(data, error))
+        pieces = _pieces(_unpacked(stream)) if source == STDIN else _appended(Path(source).expanduser(), whole=whole)
+        for data in pieces:
+            try:
+                yield decoder.decode(data)
+            except (ValueError, RecursionError):
+                yield data.decode("utf-8", "replace")
 
 
 def _name(source: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from .amounts import Count
 from .console import Flags
 from .failures import Refused
 
@@ -21,6 +22,8 @@ _TEXT_LIMIT = 1 << 28  # bytes of a text that is read as a whole
 
 STDIN = "<stdin>"  # what a lone "-" on the command line becomes
 
+Windows = Annotated[Count, Parameter(help="How many pieces of the text are used.")]
+Window = Annotated[Count, Parameter(help="Tokens of each.")]
 ModelName = Annotated[str, Parameter(help="A folder, a GGUF file, or org/model[@revision][:file] on the hub.")]
 
 

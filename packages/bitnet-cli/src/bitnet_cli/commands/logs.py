@@ -39,26 +39,23 @@ def logs(
     follow
         Show lines for people as they are written, until Ctrl-C; a file may be moved away meanwhile.
     """
-    from ..loglines import Damage  # noqa: PLC0415
-
     begin = None if since is None else time.time() - since
-    damage = Damage()
     if follow:
         if flags.json:
             raise Refused("logs: --follow shows lines without an end, and --json is one document; leave one out")
         if len(file) > 1:
             raise Refused("logs: --follow looks at one file")
-        _show_lines(file[0] if file else STDIN, begin, damage)
+        _show_lines(file[0] if file else STDIN, begin)
     else:
-        _analyse(file or (STDIN,), begin, damage, flags)
+        _analyse(file or (STDIN,), begin, flags)
 
 
-def _analyse(files: tuple[str, ...], begin: float | None, damage: Damage, flags: Flags) -> None:
+def _analyse(files: tuple[str, ...], begin: float | None, flags: Flags) -> None:
     from ..advice import advise  # noqa: PLC0415
-    from ..loglines import read  # noqa: PLC0415
+    from ..loglines import Damage, read  # noqa: PLC0415
     from ..traffic import Traffic  # noqa: PLC0415
 
-    traffic, older, latest = Traffic(), 0, 0.0
+    traffic, damage, older, latest = Traffic(), Damage(), 0, 0.0
     for name in files:
         place = "line" if len(files) == 1 else f"{name}:"
         for number, line in read(name, damage):
@@ -278,14 +275,18 @@ def _advice(found: list[Advice]) -> Any:
     return made
 
 
-def _show_lines(source: str, begin: float | None, damage: Damage) -> None:
+def _show_lines(source: str, begin: float | None) -> None:
+    from rich.text import Text  # noqa: PLC0415
+
     from ..loglines import follow  # noqa: PLC0415
 
     console = screen(sys.stdout)
-    for line in follow(source, damage, since=begin):
-        if begin is None or line.when >= begin:
+    for line in follow(source, whole=begin is not None):
+        if isinstance(line, str):
+            console.print(Text(shown(line, 400), style="dim"))
+        elif begin is None or line.when >= begin:
             console.print(_for_people(line))
-            sys.stdout.flush()
+        sys.stdout.flush()
 
 
 def _for_people(line: Line) -> Any:

@@ -12,7 +12,7 @@ from .. import models
 from ..amounts import Count
 from ..console import FLAGS, Flags
 from ..failures import Refused
-from ..models import ModelName
+from ..models import ModelName, Window, Windows
 from .convert import Layout, answer, full_name, telling
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def quantize(  # noqa: PLR0913  # each is a flag
     ways: Ways = WAYS,
     recipe: Path | None = None,
     calibrate: str | None = None,
-    windows: Count = 32,
-    window: Count = 256,
+    windows: Windows = 32,
+    window: Window = 256,
     save_recipe: Path | None = None,
     to: Annotated[Layout | None, Parameter(name=["--to", "-t"])] = None,
     force: Annotated[bool, Parameter(name=["--force", "-f"])] = False,
@@ -73,10 +73,6 @@ def quantize(  # noqa: PLR0913  # each is a flag
         A TOML file of rules, instead of one method.
     calibrate
         A text to calibrate on.
-    windows
-        How many pieces of the text are used.
-    window
-        Tokens of each.
     save_recipe
         Write the recipe that was used.
     to

@@ -8,10 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from .. import models
-from ..amounts import Count
 from ..console import FLAGS, Flags
 from ..failures import Refused
-from ..models import ModelName
+from ..models import ModelName, Window, Windows
 
 
 def report(  # noqa: PLR0913  # each is a flag
@@ -19,8 +18,8 @@ def report(  # noqa: PLR0913  # each is a flag
     master: Annotated[str, Parameter(help="The model that it was made of.")],
     *,
     text: str | None = None,
-    windows: Count = 16,
-    window: Count = 256,
+    windows: Windows = 16,
+    window: Window = 256,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     title: str | None = None,
     backend: str = "auto",
@@ -33,10 +32,6 @@ def report(  # noqa: PLR0913  # each is a flag
     ----------
     text
         A text that both models are asked about.
-    windows
-        How many pieces of the text are used.
-    window
-        Tokens of each.
     output
         Write one HTML page here, that needs nothing else.
     title

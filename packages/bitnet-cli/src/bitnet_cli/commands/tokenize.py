@@ -23,7 +23,7 @@ def tokenize(  # noqa: PLR0913  # each is a flag
     *,
     file: Annotated[str | None, Parameter(name=["--file", "-f"])] = None,
     bos: Annotated[bool | None, Parameter(negative="--no-bos")] = None,
-    eos: Annotated[bool | None, Parameter(negative="--no-eos")] = None,
+    eos: Annotated[bool | None, Parameter(negative="--no-eos", help="End with the token that ends one.")] = None,
     special: bool = False,
     decode: bool = False,
     ids: bool = False,
@@ -42,8 +42,6 @@ def tokenize(  # noqa: PLR0913  # each is a flag
         A file with the text, "-" for stdin.
     bos
         Begin with the token that begins a text; by default as the model's files say.
-    eos
-        End with the token that ends a text, likewise.
     special
         Trust the text: special tokens in it are special.
     decode

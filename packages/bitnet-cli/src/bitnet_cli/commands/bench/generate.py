@@ -11,19 +11,19 @@ from ...amounts import Count, Counts
 from ...console import FLAGS, Flags
 from ...failures import Refused
 from ...models import ModelName
-from .kept import KEEPING, Keeping, speeds
+from .kept import KEEPING, Backend, Keeping, Prompt, Tokens, speeds
 
 
 def generate(  # noqa: PLR0913  # each is a flag
     model: ModelName,
     *,
-    prompt: Annotated[Count, Parameter(name=["--prompt", "-p"])] = 512,
-    tokens: Annotated[Count, Parameter(name=["--tokens", "-n"])] = 128,
+    prompt: Prompt = 512,
+    tokens: Tokens = 128,
     threads: Annotated[Counts, Parameter(name=["--threads", "-t"])] = (),
     depths: Annotated[str, Parameter(name=["--depths", "-d"], metavar="N,N...")] = "0",
     batches: Annotated[Counts, Parameter(name=["--batches", "-b"])] = (1,),
     rounds: Annotated[Count, Parameter(name=["--rounds", "-r"])] = 5,
-    backend: str = "auto",
+    backend: Backend = "auto",
     head: Literal["f16", "int8"] | None = None,
     through: Literal["runner", "engine", "both"] = "runner",
     keeping: Keeping = KEEPING,
@@ -33,10 +33,6 @@ def generate(  # noqa: PLR0913  # each is a flag
 
     Parameters
     ----------
-    prompt
-        Tokens that are read at once.
-    tokens
-        Tokens that are decoded behind them.
     threads
         How many threads, as 1,2,4; what the backend takes by default is all that may be used.
     depths
@@ -45,8 +41,6 @@ def generate(  # noqa: PLR0913  # each is a flag
         Sequences decoded at once.
     rounds
         How often everything is repeated; 5 and more can be compared.
-    backend
-        What runs the model.
     head
         How the cpu backend holds the output head.
     through

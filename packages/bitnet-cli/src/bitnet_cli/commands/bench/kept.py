@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from ...amounts import Count
 from ...console import Flags, table
 from ...failures import Refused
 
@@ -20,6 +21,9 @@ Base = Annotated[
     Path | None,
     Parameter(name="--history", group=_KEEPING, env_var="BITNET_BENCH_HISTORY", help="The file that records are in."),
 ]
+Prompt = Annotated[Count, Parameter(name=["--prompt", "-p"], help="Tokens that are read at once.")]
+Tokens = Annotated[Count, Parameter(name=["--tokens", "-n"], help="Tokens that are decoded behind them.")]
+Backend = Annotated[str, Parameter(help="What runs the model; bitnet backends lists them.")]
 Output = Annotated[
     Path | None,
     Parameter(name=["--output", "-o"], group=_KEEPING, help="Write records as .json, .md, .csv or .html."),

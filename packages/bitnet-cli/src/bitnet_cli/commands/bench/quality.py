@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ... import models
-from ...amounts import Count
 from ...console import FLAGS, Flags, pairs
 from ...failures import Refused
-from ...models import ModelName
-from .kept import KEEPING, Keeping
+from ...models import ModelName, Window, Windows
+from .kept import KEEPING, Backend, Keeping
 
 if TYPE_CHECKING:
     from bitnet_benchmarks.quality import Quality
@@ -22,9 +21,9 @@ def quality(  # each is a flag
     text: Annotated[str, Parameter(help='A file with ordinary text, "-" for stdin.')],
     *,
     against: str | None = None,
-    backend: str = "auto",
-    windows: Count = 32,
-    window: Count = 256,
+    backend: Backend = "auto",
+    windows: Windows = 32,
+    window: Window = 256,
     keeping: Keeping = KEEPING,
     flags: Flags = FLAGS,
 ) -> None:
@@ -34,12 +33,6 @@ def quality(  # each is a flag
     ----------
     against
         Another model of the same tokens, as the master of this one.
-    backend
-        What runs the model.
-    windows
-        How many pieces of the text are used.
-    window
-        Tokens of each.
     """
     keeping.check()
     from bitnet_benchmarks import quality as measured  # noqa: PLC0415

@@ -12,7 +12,7 @@ from ...amounts import Count, Counts
 from ...console import FLAGS, Flags, table
 from ...failures import Refused
 from ...models import ModelName
-from .kept import KEEPING, Keeping, speeds
+from .kept import KEEPING, Backend, Keeping, Prompt, Tokens, speeds
 
 if TYPE_CHECKING:
     from bitnet_benchmarks.workers import Setting
@@ -25,11 +25,11 @@ def rivals(  # noqa: PLR0913  # each is a flag
     llama_python: str | None = None,
     llama_bench: tuple[str, ...] = (),
     transformers: bool = False,
-    prompt: Annotated[Count, Parameter(name=["--prompt", "-p"])] = 512,
-    tokens: Annotated[Count, Parameter(name=["--tokens", "-n"])] = 128,
+    prompt: Prompt = 512,
+    tokens: Tokens = 128,
     threads: Annotated[Counts, Parameter(name=["--threads", "-t"])] = (1,),
-    rounds: Annotated[Count, Parameter(name=["--rounds", "-r"])] = 5,
-    backend: str = "auto",
+    rounds: Annotated[Count, Parameter(name=["--rounds", "-r"], help="How often each has its turn.")] = 5,
+    backend: Backend = "auto",
     keeping: Keeping = KEEPING,
     flags: Flags = FLAGS,
 ) -> None:
@@ -45,16 +45,8 @@ def rivals(  # noqa: PLR0913  # each is a flag
         A llama-bench of llama.cpp or bitnet.cpp.
     transformers
         transformers as well, if it is installed here; for folders.
-    prompt
-        Tokens that are read at once.
-    tokens
-        Tokens that are decoded behind them.
     threads
         How many threads, as 1,2,4.
-    rounds
-        How often each has its turn.
-    backend
-        What runs the model for us.
     """
     keeping.check()
     if max(threads) > 1024 or rounds > 1000:
