@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from . import panels
 from .plots import Bar, Series, bars, lines
 from .record import Record
 
@@ -43,6 +44,7 @@ _TITLES = {
     "kernels": "Kernels",
     "generate": "Generation",
     "rivals": "Rivals",
+    "serve": "Serving",
     "quality": "Quality",
     "train": "Training",
 }
@@ -108,6 +110,7 @@ def rows(record: Record) -> list[dict[str, Any]]:
         plain = {
             n: v for n, v in figure.items() if n not in lists and n not in _HIDDEN and not isinstance(v, dict | list)
         }
+        plain |= {f"failed {status}": count for status, count in figure.get("failures", {}).items()}
         if plain and len(plain) > 1:
             found.append(plain)
         for name, items in lists.items():
@@ -241,6 +244,7 @@ def _plots(record: Record) -> Iterator[str]:
         "rivals": _generation_plots,
         "machine": _machine_plots,
         "kernels": _kernel_plots,
+        "serve": lambda record: panels.served(record.figures),
     }.get(record.kind)
     made = list(make(record)) if make else []
     if made:
@@ -324,11 +328,14 @@ def _history(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
         for figure in record.figures:
             if figure.get("decode_runs") and record.model:
-                name = f"{record.model['name']}: {_label(figure, 'decode')}"
+                name = f"{record.model['name']}: {_label(figure, 'decode')}, decode tokens a second"
                 series.setdefault(name, []).append((record.time, figure["decode_tokens_per_s"]))
+            if figure.get("output_runs") and record.model:
+                name = f"{record.model['name']}: {panels.label(figure)}, tokens a second"
+                series.setdefault(name, []).append((record.time, figure["output_tokens_per_s"]))
     long = [Series(name, points) for name, points in series.items() if len(points) > 1]
     if long:
         yield "<h2>Over time</h2>"
         yield '<div class="panels">'
-        yield from (lines(f"{one.name}, decode tokens a second", [one]) for one in long)
+        yield from (lines(one.name, [one]) for one in long)
         yield "</div>"

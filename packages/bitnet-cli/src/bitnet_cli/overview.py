@@ -92,6 +92,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "machine": "The ceilings: bandwidth of memory, multiplications, caches",
             "kernels": "Conformance cases on every instruction set",
             "generate": "Prompt and decode at depths and batches, load time, memory",
+            "serve": "Load on a server: tokens a second, and how long clients wait",
             "rivals": "Beside llama.cpp, bitnet.cpp and transformers, in turns",
             "quality": "Perplexity, agreement and divergence",
             "train": "Steps of training a small model from random numbers",
