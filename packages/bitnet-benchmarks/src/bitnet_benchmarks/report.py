@@ -244,7 +244,7 @@ def _plots(record: Record) -> Iterator[str]:
         "rivals": _generation_plots,
         "machine": _machine_plots,
         "kernels": _kernel_plots,
-        "serve": lambda record: panels.served(record.figures),
+        "serve": _serving_plots,
     }.get(record.kind)
     made = list(make(record)) if make else []
     if made:
@@ -320,6 +320,10 @@ def _kernel_plots(record: Record) -> Iterator[str]:
         yield bars(
             "Its weights read for single tokens: GB a second", [Bar(w["isa"], w["bytes_per_s"] / 1e9) for w in wide]
         )
+
+
+def _serving_plots(record: Record) -> Iterator[str]:
+    return panels.served(record.figures)
 
 
 def _history(records: Sequence[Record]) -> Iterator[str]:

@@ -105,9 +105,11 @@ class Figure:
     engine: str
     clients: int | None  # at once; None with a rate
     rate: float | None  # requests a second that were sent
-    output_tokens_per_s: float  # median of rounds: tokens of all answers over the time to the last of them
-    times_one_client: float | None  # median of rounds: the same over that of one client in that round
-    requests_per_s: float  # median of rounds: answers over the time to the last of them
+    output_tokens_per_s: (
+        float  # median of rounds: tokens of the answers over the seconds until the last request had ended
+    )
+    times_one_client: float | None  # median of rounds: the same in units of that of one client in that round
+    requests_per_s: float  # median of rounds: answers over the same seconds
     goodput_per_s: float | None  # the same for answers within the limits
     first_p50_s: float  # to the first piece
     first_p90_s: float
@@ -163,7 +165,7 @@ class _Round:
 
     @property
     def seconds(self) -> float:
-        return max(answer["end"] for answer in self.every)
+        return max(float(answer["end"]) for answer in self.every)
 
     @property
     def tokens(self) -> int:
@@ -192,7 +194,7 @@ def measure(server: Setting | Remote, plan: Plan, *, progress: Told | None = Non
                     progress(sum(map(len, rounds.values())), len(loads) * plan.rounds, load.name)
             if own is not None:
                 bandwidth.append(device.bandwidth(256 << 20, own.setting.threads, 2).highest)
-        about = {"load_s": None, "peak_bytes": None, "bandwidth": None}
+        about: dict[str, Any] = {"load_s": None, "peak_bytes": None, "bandwidth": None}
         if own is not None:
             about = {"load_s": own.load["load_s"], "bandwidth": statistics.median(bandwidth), **own.ask("peak")}
         one = rounds.get(_Load(clients=1))

@@ -11,7 +11,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -53,12 +53,12 @@ class Failed(Exception):
 class Client:
     """Connections to one server, and what is asked of it."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any], idle: list[Connection]) -> None:
         self._address = Address.parse(job["url"], job["key"])
         self._chat: bool = job["chat"]
         self._fields: dict[str, Any] = job["fields"]  # of every request's body
         self._timeout: float = job["timeout"]
-        self._idle: list[Connection] = []
+        self._idle = idle  # connections that are left of earlier rounds, and will be for later ones
         self.gone = False  # nobody listens there any more
 
     async def ask(self, text: str, tokens: int, due: float, begun: float) -> Answer:
@@ -93,7 +93,7 @@ class Client:
         except (ValueError, KeyError, TypeError) as error:
             raise Failed("stream", "expected a list of models, got something else") from error
 
-    async def _stream(self, path: str, body: bytes) -> AsyncIterator[bytes]:
+    async def _stream(self, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """The events of an answer; the connection is kept where it can be."""
         connection, status = await self._asked("POST", path, body)
         try:
@@ -221,8 +221,8 @@ def arrivals(rate: float, job: dict[str, Any]) -> Iterator[float]:
         now += chance.expovariate(rate)
 
 
-async def _do(job: dict[str, Any]) -> dict[str, Any]:
-    client = Client(job)
+async def _do(job: dict[str, Any], idle: list[Connection]) -> dict[str, Any]:
+    client = Client(job, idle)
     try:
         if job["do"] == "models":
             return {"models": await client.models()}
@@ -238,10 +238,11 @@ async def _do(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """The process: a question a line, answered in turn, until whoever asks has gone."""
-    asyncio.run(_answer(_do))
+    asyncio.run(_answer())
 
 
-async def _answer(do: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+async def _answer() -> None:
+    idle: list[Connection] = []
     questions: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -252,6 +253,6 @@ async def _answer(do: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> 
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        answer = await do(json.loads(await questions.get()))
+        answer = await _do(json.loads(await questions.get()), idle)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

@@ -46,7 +46,7 @@ Shared = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=1 << 24
 class Load:
     """What is asked of the server."""
 
-    clients: Annotated[Counts, Parameter(name=["--clients", "-c"])] = ()
+    clients: Annotated[Counts | None, Parameter(name=["--clients", "-c"])] = None
     """How many ask at once, each again when it is answered; 1,4,16 by default."""
     rate: Rates = ()
     """Requests a second instead, as 2,5, at random times, whether those before are answered or not."""
@@ -75,17 +75,18 @@ class Load:
 
     def plan(self) -> Plan:
         """As the library takes it."""
-        if self.clients and self.rate:
+        if self.clients is not None and self.rate:
             raise Refused("--clients and --rate: expected one of them, got both")
-        if max(self.clients, default=1) > 4096 or self.rounds > 1000:
+        clients = () if self.rate else (1, 4, 16) if self.clients is None else self.clients
+        if max(clients, default=1) > 4096 or self.rounds > 1000:
             raise Refused("expected at most 4096 clients and 1000 rounds")
         if self.shared >= self.prompt:
             raise Refused(f"--shared: expected fewer tokens than the prompt's {self.prompt}, got {self.shared}")
         from bitnet_benchmarks.serving import Plan  # noqa: PLC0415
 
-        loads = {"clients": self.clients, "rates": self.rate} if self.clients or self.rate else {}
         return Plan(
-            **loads,
+            clients=clients,
+            rates=self.rate,
             prompt=self.prompt,
             tokens=self.tokens,
             shared=self.shared,
