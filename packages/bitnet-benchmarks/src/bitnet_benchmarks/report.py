@@ -52,6 +52,8 @@ _HEADLINES = (
     ("generate", "decode_tokens_per_s", max, "tokens a second decoded, at best"),
     ("generate", "prompt_tokens_per_s", max, "tokens a second of a prompt"),
     ("generate", "peak_bytes", max, "of memory at most"),
+    ("serve", "output_tokens_per_s", max, "tokens a second served, at best"),
+    ("serve", "first_p50_s", min, "seconds to the first token, at best"),
     ("quality", "perplexity", min, "perplexity"),
     ("train", "tokens_per_s", max, "tokens a second in training"),
 )

@@ -127,7 +127,7 @@ class Figure:
     prompt_tokens: float | None  # median of what the server counted; None where it does not
     output_tokens: int  # of all answers
     counted: str  # by whom: "server", "pieces" where the server does not tell, or "both"
-    tokens_per_piece: float | None  # of the stream; between pieces is between tokens where it is 1
+    tokens_per_piece: float  # of the stream; between pieces is between tokens where it is 1
     output_runs: tuple[float, ...]  # seconds of a round for each token of its answers
     first_runs: tuple[float, ...]  # medians of each round
     between_runs: tuple[float, ...]

@@ -63,7 +63,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "doctor": "Health of hardware, packages and cache, with advice",
             "fit": "Memory and speed of a model on this machine",
             "tune": "The settings that run a model fastest here",
-            "bench": "Measure the machine, kernels, generation, rivals and quality",
+            "bench": "Measure the machine, kernels, generation, servers, rivals and quality",
             "backends": "What can run models here, and why the rest cannot",
             "env": "Versions, folders and variables",
             "setup": "Settings that suit this machine",
