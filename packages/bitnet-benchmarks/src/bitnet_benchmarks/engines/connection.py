@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -75,9 +76,9 @@ class Connection:
     @classmethod
     async def open(cls, address: Address) -> Self:
         """Connect."""
-        secure = ssl.create_default_context() if address.secure else None
         try:
-            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=secure)
+            trusted = _trusted() if address.secure else None
+            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=trusted)
         except OSError as error:
             raise Lost(f"cannot be reached: {_said(error)}") from error
         return cls(address, reader, writer)
@@ -129,6 +130,14 @@ class Connection:
             self._writer.close()
 
 
+@lru_cache(maxsize=1)
+def _trusted() -> ssl.SSLContext:
+    """Whose certificates are believed; reading them takes longer than a token."""
+    return ssl.create_default_context()
+
+
 def _said(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):  # whose numbers are not the system's
+        return getattr(error, "verify_message", None) or error.reason or str(error)
     known = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else ""
     return known or str(error) or type(error).__name__
