@@ -189,7 +189,7 @@ def test_a_suite_runs_in_its_order(tmp_path: Path) -> None:
     [
         ("", "or another"),
         ("[[generate", "TOML"),
-        ("[[other]]\n", "machine, kernels, generate, quality"),
+        ("[[other]]\n", "machine, kernels, generate, serve, quality"),
         ("[[generate]]\n", "the key model"),
         ('[[generate]]\nmodel = "a"\nprompt = "x"\n', "int"),
         ('[[generate]]\nmodel = "a"\nthreads = [-1]\n', "whole numbers"),

@@ -20,7 +20,15 @@ from .record import Record
 
 ALPHA, LEAST, SINGLE = 0.05, 0.02, 0.05
 Verdict = Literal["better", "worse", "within noise"]
-_RUNS = {"prompt_runs": "prompt", "decode_runs": "decode", "step_runs": "step"}  # seconds: fewer are better
+_RUNS = {  # seconds: fewer are better
+    "prompt_runs": "prompt",
+    "decode_runs": "decode",
+    "step_runs": "step",
+    "output_runs": "output token",
+    "first_runs": "first token",
+    "between_runs": "between tokens",
+    "whole_runs": "whole answer",
+}
 _SINGLES = {"peak_bytes": -1, "perplexity": -1, "multiplications_per_s": 1}  # 1: more is better
 _SPOKEN = (
     "engine",
@@ -32,6 +40,9 @@ _SPOKEN = (
     "tokens",
     "depth",
     "batch",
+    "clients",
+    "rate",
+    "shared",
     "what",
     "hidden",
     "layers",
@@ -96,8 +107,14 @@ def _by_place(figures: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mappi
 def _notes(old: Record, new: Record) -> Iterator[str]:
     if old.kind != new.kind:
         yield f"one is of {old.kind}, the other of {new.kind}"
-    if (old.model or {}).get("sha256") != (new.model or {}).get("sha256"):
+    models = [record.model or {} for record in (old, new)]
+    if models[0].get("sha256") != models[1].get("sha256"):
         yield "the models differ"
+    if models[0].get("url") != models[1].get("url"):
+        yield f"the servers differ: {' and '.join(str(model.get('url') or 'our own') for model in models)}"
+    failed = [sum(figure.get("failed") or 0 for figure in record.figures) for record in (old, new)]
+    if any(failed):
+        yield f"requests failed, which no time counts: {failed[0]} before, {failed[1]} after"
     speeds = [
         [f["bandwidth"] for f in record.figures if isinstance(f.get("bandwidth"), float)] for record in (old, new)
     ]

@@ -29,7 +29,7 @@ class Record:
     """One run; `figures` are mappings whose keys depend on its kind."""
 
     id: str
-    kind: str  # machine, kernels, generate, rivals, quality, suite
+    kind: str  # machine, kernels, generate, rivals, quality, train, serve
     time: str  # ISO 8601, UTC
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
@@ -42,8 +42,10 @@ class Record:
         return json.dumps({"format": FORMAT, **as_plain(self)}, indent=1, allow_nan=False) + "\n"
 
 
-def make(kind: str, figures: Any, *, model: str | os.PathLike[str] | None = None, **options: Any) -> Record:
-    """A record of what has just been measured here."""
+def make(
+    kind: str, figures: Any, *, model: str | os.PathLike[str] | Mapping[str, Any] | None = None, **options: Any
+) -> Record:
+    """A record of what has just been measured here; a model is a path, or what is known of one that is elsewhere."""
     listed = figures if isinstance(figures, list | tuple) else [figures]
     return Record(
         id=secrets.token_hex(6),
@@ -51,7 +53,7 @@ def make(kind: str, figures: Any, *, model: str | os.PathLike[str] | None = None
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
         machine=as_plain(device.describe().record()),
-        model=None if model is None else describe_model(Path(model)),
+        model=dict(model) if isinstance(model, Mapping) else None if model is None else describe_model(Path(model)),
         options=as_plain(options),
         figures=tuple(as_plain(figure) for figure in listed),
     )

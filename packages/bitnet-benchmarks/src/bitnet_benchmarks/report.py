@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from . import panels
 from .plots import Bar, Series, bars, lines
 from .record import Record
 
@@ -43,6 +44,7 @@ _TITLES = {
     "kernels": "Kernels",
     "generate": "Generation",
     "rivals": "Rivals",
+    "serve": "Serving",
     "quality": "Quality",
     "train": "Training",
 }
@@ -50,6 +52,8 @@ _HEADLINES = (
     ("generate", "decode_tokens_per_s", max, "tokens a second decoded, at best"),
     ("generate", "prompt_tokens_per_s", max, "tokens a second of a prompt"),
     ("generate", "peak_bytes", max, "of memory at most"),
+    ("serve", "output_tokens_per_s", max, "tokens a second served, at best"),
+    ("serve", "first_p50_s", min, "seconds to the first token, at best"),
     ("quality", "perplexity", min, "perplexity"),
     ("train", "tokens_per_s", max, "tokens a second in training"),
 )
@@ -108,6 +112,7 @@ def rows(record: Record) -> list[dict[str, Any]]:
         plain = {
             n: v for n, v in figure.items() if n not in lists and n not in _HIDDEN and not isinstance(v, dict | list)
         }
+        plain |= {f"failed {status}": count for status, count in figure.get("failures", {}).items()}
         if plain and len(plain) > 1:
             found.append(plain)
         for name, items in lists.items():
@@ -241,6 +246,7 @@ def _plots(record: Record) -> Iterator[str]:
         "rivals": _generation_plots,
         "machine": _machine_plots,
         "kernels": _kernel_plots,
+        "serve": _serving_plots,
     }.get(record.kind)
     made = list(make(record)) if make else []
     if made:
@@ -318,17 +324,24 @@ def _kernel_plots(record: Record) -> Iterator[str]:
         )
 
 
+def _serving_plots(record: Record) -> Iterator[str]:
+    return panels.served(record.figures)
+
+
 def _history(records: Sequence[Record]) -> Iterator[str]:
     """How the same figure went over time, where there are several records of it."""
     series: dict[str, list[tuple[str, float]]] = {}
     for record in records:
         for figure in record.figures:
             if figure.get("decode_runs") and record.model:
-                name = f"{record.model['name']}: {_label(figure, 'decode')}"
+                name = f"{record.model['name']}: {_label(figure, 'decode')}, decode tokens a second"
                 series.setdefault(name, []).append((record.time, figure["decode_tokens_per_s"]))
+            if figure.get("output_runs") and record.model:
+                name = f"{record.model['name']}: {panels.label(figure)}, tokens a second"
+                series.setdefault(name, []).append((record.time, figure["output_tokens_per_s"]))
     long = [Series(name, points) for name, points in series.items() if len(points) > 1]
     if long:
         yield "<h2>Over time</h2>"
         yield '<div class="panels">'
-        yield from (lines(f"{one.name}, decode tokens a second", [one]) for one in long)
+        yield from (lines(one.name, [one]) for one in long)
         yield "</div>"

@@ -13,7 +13,7 @@ from typing import Any
 import bitnet_core
 from bitnet_core import FormatError
 
-from . import generation, kernels, machine, quality, record
+from . import generation, kernels, machine, quality, record, serving
 from .record import Record
 from .workers import Setting
 
@@ -31,10 +31,25 @@ _KEYS: Mapping[str, Mapping[str, type]] = MappingProxyType(
             "batches": list,
             "rounds": int,
         },
+        "serve": {
+            "model": str,
+            "url": str,
+            "backend": str,
+            "threads": int,
+            "clients": list,
+            "rates": list,
+            "prompt": int,
+            "tokens": int,
+            "shared": int,
+            "requests": int,
+            "rounds": int,
+        },
         "quality": {"model": str, "backend": str, "text": str, "windows": int, "window": int},
     }
 )
-_NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType({"generate": ("model",), "quality": ("model", "text")})
+_NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"generate": ("model",), "serve": ("model",), "quality": ("model", "text")}
+)
 _LIMIT = 1 << 20
 
 
@@ -47,7 +62,7 @@ class Suite:
 
 
 def load(path: str | os.PathLike[str]) -> Suite:
-    """A suite: arrays of tables named machine, kernels, generate and quality; paths count from the file's folder."""
+    """A suite: arrays of tables named for what they measure; paths count from the file's folder."""
     file = Path(path)
     try:
         if not file.is_file() or file.stat().st_size > _LIMIT:
@@ -77,7 +92,8 @@ def _checked(file: Path, where: str, kind: str, table: Any) -> Mapping[str, Any]
             raise FormatError(file, where, f"keys of {', '.join(_KEYS[kind])}", name)
         if type(value) is not _KEYS[kind][name]:
             raise FormatError(file, f"{where} {name}", _KEYS[kind][name].__name__, repr(value))
-        if isinstance(value, list) and not all(type(item) is int and item >= 0 for item in value):
+        numbers = (int, float) if name == "rates" else (int,)
+        if isinstance(value, list) and not all(type(item) in numbers and item >= 0 for item in value):
             raise FormatError(file, f"{where} {name}", "a list of whole numbers", repr(value))
     return table
 
@@ -113,6 +129,20 @@ def _generate(folder: Path, table: Mapping[str, Any]) -> Record:
     return record.make("generate", generation.measure(settings, plan), model=path, **said)
 
 
+def _serve(folder: Path, table: Mapping[str, Any]) -> Record:
+    """Our own server with a model, or the one at a url that has a model of this name."""
+    asked = {name: value for name, value in table.items() if name not in ("model", "url", "backend", "threads")}
+    loads = {"clients": (), "rates": ()} if "clients" in asked or "rates" in asked else {}
+    plan = serving.Plan(**loads | {n: tuple(value) if isinstance(value, list) else value for n, value in asked.items()})
+    if "url" in table:
+        model, url = table["model"], table["url"]
+        figures = serving.measure(serving.Remote(url=url, model=model, key=os.environ.get(serving.KEY)), plan)
+        return record.make("serve", figures, model={"name": model, "url": url}, plan=plan)
+    path, threads = str(folder / table["model"]), table.get("threads", 1)
+    setting = Setting("server", path, threads, (("backend", table.get("backend", "auto")),))
+    return record.make("serve", serving.measure(setting, plan), model=path, threads=threads, plan=plan)
+
+
 def _quality(folder: Path, table: Mapping[str, Any]) -> Record:
     model = bitnet_core.load(folder / table["model"])
     if model.tokenizer is None:
@@ -124,5 +154,5 @@ def _quality(folder: Path, table: Mapping[str, Any]) -> Record:
 
 
 _RUN: Mapping[str, Callable[[Path, Mapping[str, Any]], Record]] = MappingProxyType(
-    {"machine": _machine, "kernels": _kernels, "generate": _generate, "quality": _quality}
+    {"machine": _machine, "kernels": _kernels, "generate": _generate, "serve": _serve, "quality": _quality}
 )

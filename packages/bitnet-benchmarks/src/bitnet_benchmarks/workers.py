@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from bitnet_core import BitNetError
 
-Kind = Literal["runner", "engine", "llama", "transformer", "llama-bench"]
+Kind = Literal["runner", "engine", "llama", "transformer", "llama-bench", "server", "client"]
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from bitnet_benchmarks.engines.{kind} import main; main()"
 _ROOT = Path(__file__).parents[1]
 

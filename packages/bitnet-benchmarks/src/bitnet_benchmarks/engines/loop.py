@@ -6,15 +6,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 
-class Engine(Protocol):
-    """Several sequences of tokens that a model continues."""
+class Loaded(Protocol):
+    """A model that is ready."""
 
     vocab: int
+
+
+class Engine(Loaded, Protocol):
+    """Several sequences of tokens that a model continues."""
 
     def begin(self, sequences: int) -> None:
         """Forget everything, and begin so many sequences."""
@@ -23,25 +27,33 @@ class Engine(Protocol):
         """Append to each sequence, and give the likeliest next token of each."""
 
 
+_L = TypeVar("_L", bound=Loaded)
+
+
 def serve(load: Callable[..., Engine]) -> None:
+    """Answer what engines are asked."""
+    answer(load, _DO)
+
+
+def answer(load: Callable[..., _L], do: Mapping[str, Callable[[_L, dict[str, Any]], dict[str, Any]]]) -> None:
     """Answer until stdin ends; the first request is to load."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not look like an answer
-    engine: Engine | None = None
+    engine: _L | None = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if request["do"] == "load":
                 begun = time.perf_counter()
                 engine = load(request["path"], **request["options"])
-                answer: dict[str, Any] = {"load_s": time.perf_counter() - begun, "vocab": engine.vocab}
+                found: dict[str, Any] = {"load_s": time.perf_counter() - begun, "vocab": engine.vocab}
             elif engine is not None:
-                answer = _DO[request["do"]](engine, request)
+                found = do[request["do"]](engine, request)
             else:
-                answer = {"error": "load a model first"}
+                found = {"error": "load a model first"}
         except Exception as error:  # noqa: BLE001  # whatever an engine raises is its answer
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
+            found = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(found) + "\n")
         answers.flush()
 
 
@@ -77,7 +89,7 @@ def _likeliest(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     return {"tokens": found}
 
 
-def _peak(_: Engine, __: dict[str, Any]) -> dict[str, Any]:
+def peak(_: object, __: dict[str, Any]) -> dict[str, Any]:
     """The most memory that this process has had at once, in bytes; 0 where the system does not tell."""
     status = Path("/proc/self/status")
     if status.exists():  # the usual call begins with what the parent had
@@ -100,5 +112,5 @@ _DO: dict[str, Callable[[Engine, dict[str, Any]], dict[str, Any]]] = {
     "prompt": _prompt,
     "decode": _decode,
     "likeliest": _likeliest,
-    "peak": _peak,
+    "peak": peak,
 }

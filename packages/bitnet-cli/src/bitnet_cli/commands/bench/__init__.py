@@ -1,1 +1,1 @@
-"""`bitnet bench`: the machine, kernels, generation, rivals and quality, measured and kept."""
+"""`bitnet bench`: the machine, kernels, generation, servers, rivals and quality, measured and kept."""

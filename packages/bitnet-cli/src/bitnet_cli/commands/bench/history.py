@@ -14,7 +14,7 @@ from .kept import Base, Output
 
 def history(
     *,
-    kind: Literal["machine", "kernels", "generate", "rivals", "quality", "train"] | None = None,
+    kind: Literal["machine", "kernels", "generate", "rivals", "quality", "train", "serve"] | None = None,
     model: str | None = None,
     limit: Annotated[Count, Parameter(name=["--limit", "-l"])] = 50,
     base: Base = None,
@@ -40,7 +40,9 @@ def history(
     for record in records:
         speeds = [f"{f['decode_tokens_per_s']:,.1f}" for f in record.figures if f.get("decode_tokens_per_s")]
         trained = [f"{f['tokens_per_s']:,.0f}" for f in record.figures if f.get("tokens_per_s")]
+        served = [f"{f['output_tokens_per_s']:,.0f}" for f in record.figures if f.get("output_tokens_per_s")]
         said = f"training {trained[0]} tok/s" if trained else f"decode {', '.join(speeds[:4])} tok/s" if speeds else ""
+        said = f"served {', '.join(served[:4])} tok/s" if served else said
         shown.add_row(
             record.id, record.time[:16].replace("T", " "), record.kind, (record.model or {}).get("name"), said
         )

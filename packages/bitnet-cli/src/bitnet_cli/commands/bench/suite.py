@@ -12,7 +12,7 @@ from .kept import KEEPING, Keeping, history, write
 
 
 def suite(
-    file: Annotated[Path, Parameter(help="Tables [[machine]], [[kernels]], [[generate]] and [[quality]].")],
+    file: Annotated[Path, Parameter(help="Tables [[machine]], [[kernels]], [[generate]], [[serve]] and [[quality]].")],
     *,
     keeping: Keeping = KEEPING,
     flags: Flags = FLAGS,
