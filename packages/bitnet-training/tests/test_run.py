@@ -193,10 +193,10 @@ CHAT = [
     for n in range(40)
 ]
 METHODS = {
-    "continue": ("data.packing=stream",),
+    "continue": ("data.packing=stream", "compute.recompute=always"),
     "sft": ("tokenizer.template={template}", "data.train=['{chat}']"),
     "lora": ("adapter.rank=2",),
-    "qlora": ("adapter.rank=2", "compute.recompute=true"),
+    "qlora": ("adapter.rank=2",),
     "distill": ("teacher.base={stories}", "teacher.attention=1.0", "model.rounding=0.5"),
 }
 
