@@ -20,9 +20,10 @@ from bitnet_training import models, state
 from bitnet_training.checkpoint import Checkpoint, Checkpoints
 from bitnet_training.corpus import Corpus, Counts
 from bitnet_training.distributed import World
+from bitnet_training.loss import cross_entropy
 from bitnet_training.schedule import Rates
 from bitnet_training.telemetry import Telemetry
-from bitnet_training.train import Plan, Task, adamw, cross_entropy, train
+from bitnet_training.train import Plan, Task, adamw, train
 from bitnet_training.watch import Watch
 from bitnet_training.windows import Batches, Stream, Whole
 

@@ -3,17 +3,21 @@
     python memory.py                                   # a model of random numbers
     python memory.py --model FOLDER --rows 1 --window 256
 
-Each way runs in a process of its own. What counts are bytes of live tensors, seen at every operation, and beside them
-the resident set of the whole process less what it was before the model was loaded.
+Each way runs as a run does by default, in a process of its own. What counts are bytes of live tensors, seen at every
+operation, and beside them, in another process, how much the resident set grows: what was freed and the allocator
+keeps, too. glibc keeps little with MALLOC_MMAP_THRESHOLD_=65536, at half the speed.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import resource
 import weakref
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +27,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import bitnet_core
+from bitnet_core import Model, ModelSpec
 from bitnet_core.testing import random_model, tiny_spec
 from bitnet_training.linear import BitLinear
 from bitnet_training.lora import add_adapter
+from bitnet_training.loss import cross_entropy
 from bitnet_training.models import from_core
 from bitnet_training.packed import PackedLinear
+from bitnet_training.train import adamw
+from bitnet_training.windows import Batch
 
 
 class Peak(TorchDispatchMode):
@@ -61,38 +69,60 @@ class Peak(TorchDispatchMode):
         return result
 
 
-def train(way: str, asked: argparse.Namespace, sent: Any) -> None:
-    """Three steps of AdamW one way; sends what they took."""
+def steps(way: str, base: Model, asked: argparse.Namespace, peak: Peak | None = None) -> Any:
+    """The model after three steps of AdamW, as a run takes them."""
+    model: Any = from_core(base, "masters" if way == "full" else "packed")
+    for tensor in (*model.parameters(), *model.buffers()) if peak else ():
+        peak.count(tensor)
+    if asked.recompute == "always" or (asked.recompute == "auto" and way == "qlora"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if way == "qlora":
+        model = add_adapter(model, rank=asked.rank, alpha=2 * asked.rank)
+    model.train()
+    adam = adamw(model)
+    tokens = torch.randint(0, base.spec.vocab_size, (asked.rows, asked.window))
+    batch = Batch(tokens, tokens, torch.arange(asked.window).expand(asked.rows, -1))
+    for _ in range(3):
+        cross_entropy(model, batch).backward()
+        adam.step()
+        adam.zero_grad()
+    return model
+
+
+def shape(width: int, layers: int) -> ModelSpec:
+    """A model that wide and deep."""
+    spec = tiny_spec(hidden_size=width, ffn_size=3 * width, layers=layers, vocab_size=1024)
+    return replace(spec, head_size=width // 4, rope=replace(spec.rope, size=width // 4))
+
+
+def tensors(way: str, asked: argparse.Namespace) -> dict[str, int]:
+    """Bytes of live tensors at the peak, of projections, and how many numbers learn."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    if asked.model:
-        base = bitnet_core.load(asked.model)
-    else:
-        spec = tiny_spec(hidden_size=asked.width, ffn_size=3 * asked.width, layers=asked.layers, vocab_size=1024)
-        base = random_model(replace(spec, head_size=asked.width // 4, rope=replace(spec.rope, size=asked.width // 4)))
-    before = psutil.Process().memory_info().rss
+    base = bitnet_core.load(asked.model) if asked.model else random_model(shape(asked.width, asked.layers))
     with Peak() as peak:
-        model: Any = from_core(base, "masters" if way == "full" else "packed")
-        for tensor in [*model.parameters(), *model.buffers()]:
-            peak.count(tensor)
-        if asked.recompute:
-            model.activation_checkpointing_enable()
-        if way == "qlora":
-            model = add_adapter(model, rank=asked.rank, alpha=2 * asked.rank)
-        model.train()
-        trained = [value for value in model.parameters() if value.requires_grad]
-        adam = torch.optim.AdamW(trained, lr=1e-4)
-        tokens = torch.randint(0, base.spec.vocab_size, (asked.rows, asked.window))
-        for _ in range(3):
-            model(input_ids=tokens, labels=tokens).loss.backward()
-            adam.step()
-            adam.zero_grad()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    kinds = (BitLinear, PackedLinear)
-    packed = sum(m.weight.numel() * m.weight.element_size() for m in model.modules() if isinstance(m, kinds))
-    sent.put(
-        {"tensors": peak.most, "resident": most, "projections": packed, "trained": sum(p.numel() for p in trained)}
-    )
+        model = steps(way, base, asked, peak)
+    layers = [module.weight for module in model.modules() if isinstance(module, BitLinear | PackedLinear)]
+    return {
+        "tensors": peak.most,
+        "projections": sum(weight.nbytes for weight in layers),
+        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+    }
+
+
+def resident(way: str, asked: argparse.Namespace) -> dict[str, int]:
+    """Bytes that the process has more at its peak than when it had trained next to nothing."""
+    steps(way, random_model(tiny_spec()), argparse.Namespace(**{**vars(asked), "rows": 1, "window": 8}))
+    base = bitnet_core.load(asked.model) if asked.model else random_model(shape(asked.width, asked.layers))
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    steps(way, base, asked)
+    return {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
+
+
+def measure(look: Callable[..., dict[str, int]], way: str, asked: argparse.Namespace) -> dict[str, int]:
+    """What a look finds in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as process:
+        return process.submit(look, way, asked).result()
 
 
 def main() -> None:
@@ -102,17 +132,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--window", type=int, default=256)
-    parser.add_argument("--recompute", action="store_true", help="compute layers again in the backward pass")
+    parser.add_argument("--recompute", choices=("auto", "always", "never"), default="auto", help="as compute.recompute")
     parser.add_argument("--rank", type=int, default=8)
     asked = parser.parse_args()
-    found: dict[str, dict[str, int]] = {}
-    context = multiprocessing.get_context("spawn")
-    for way in ("full", "qlora"):
-        sent = context.Queue()
-        process = context.Process(target=train, args=(way, asked, sent))
-        process.start()
-        found[way] = sent.get()
-        process.join()
+    found = {way: measure(tensors, way, asked) | measure(resident, way, asked) for way in ("full", "qlora")}
     print(f"{'MiB':24}{'full':>12}{'qlora':>12}{'share':>9}")
     for what in ("tensors", "resident", "projections"):
         full, small = (found[way][what] / 2**20 for way in ("full", "qlora"))

@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from bitnet_training import options
+from bitnet_training import config as configs
 from bitnet_training.config import Config
 from bitnet_training.run import run
 
@@ -33,30 +33,8 @@ TIMES = {"tokens_per_second", "memory_gb"}
 TEXT = "".join(
     f"The {number % 7}th of {number % 11} dogs likes {number % 13} cats, and {number} more.\n" for number in range(800)
 )
-CONFIG = """
-[model]
-hidden_size = 16
-ffn_size = 32
-layers = 2
-heads = 2
-kv_heads = 1
-context = 32
-[tokenizer]
-size = 280
-[data]
-window = 32
-batch = 4
-rows = 2
-[schedule]
-steps = 40
-[checkpoints]
-every = 3
-[telemetry]
-every = 1
-watch = 4
-evaluate = 5
-windows = 4
-"""
+CONFIG = Path(__file__).parents[1] / "tests" / "tiny_run.toml"
+LONGER = ("schedule.steps=40", "checkpoints.every=3", "telemetry.watch=4", "telemetry.evaluate=5")
 
 
 def main() -> int:
@@ -111,7 +89,7 @@ def config(folder: Path, out: str) -> Config:
     if not text.exists():
         text.write_text(TEXT)
     changes = [f"out={folder / out}", f"data.train={json.dumps([str(text)])}", f"data.cache={folder / 'cache'}"]
-    return options.parse(Config, CONFIG, changes=changes)
+    return configs.load(CONFIG, (*LONGER, *changes))
 
 
 def attempt(asked: Config, moment: float | None) -> int:

@@ -65,6 +65,18 @@ def from_transformers(folder: Path) -> nn.Module:
     return made
 
 
+@pytest.mark.parametrize("form", ["packed", "masters"])
+def test_floats_of_a_model_in_bfloat16_are_written_as_they_are(form: Any, tmp_path: Path) -> None:
+    model = from_core(random_model(tiny_spec())).bfloat16()
+    export(model, tmp_path / "half", form)
+    export(model.float(), tmp_path / "whole", form)
+    half, whole = (bitnet_core.load(tmp_path / name, masters=False).weights for name in ("half", "whole"))
+    for name in ("embedding", "norm"):
+        np.testing.assert_array_equal(np.asarray(half[name], np.float32), np.asarray(whole[name], np.float32))
+    small, large = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "whole"))
+    assert small < large - model.get_input_embeddings().weight.nbytes / 3
+
+
 @pytest.mark.parametrize("form", ["packed", "masters", "i2_s", "tq1_0", "tq2_0"])
 def test_a_trained_model_goes_on_with_the_same_tokens(story: Model, form: Any, tmp_path: Path) -> None:
     model = from_core(story)

@@ -27,30 +27,7 @@ from bitnet_training.telemetry import read_lines
 TEXT = "".join(
     f"The {number % 7}th of {number % 11} dogs likes {number % 13} cats, and {number} more.\n" for number in range(300)
 )
-CONFIG = """
-[model]
-hidden_size = 16
-ffn_size = 32
-layers = 2
-heads = 2
-kv_heads = 1
-context = 32
-[tokenizer]
-size = 280
-[data]
-window = 32
-batch = 4
-rows = 2
-[schedule]
-steps = 6
-[checkpoints]
-every = 2
-[telemetry]
-every = 1
-watch = 2
-evaluate = 3
-windows = 4
-"""
+CONFIG = (Path(__file__).parent / "tiny_run.toml").read_text()
 
 
 @pytest.fixture
@@ -193,10 +170,10 @@ CHAT = [
     for n in range(40)
 ]
 METHODS = {
-    "continue": ("data.packing=stream",),
+    "continue": ("data.packing=stream", "compute.recompute=always"),
     "sft": ("tokenizer.template={template}", "data.train=['{chat}']"),
     "lora": ("adapter.rank=2",),
-    "qlora": ("adapter.rank=2", "compute.recompute=true"),
+    "qlora": ("adapter.rank=2",),
     "distill": ("teacher.base={stories}", "teacher.attention=1.0", "model.rounding=0.5"),
 }
 

@@ -17,9 +17,10 @@ from tiny_task import CPU, Memory
 from bitnet_training import state
 from bitnet_training.checkpoint import Checkpoints
 from bitnet_training.errors import TrainingStopped
+from bitnet_training.loss import cross_entropy
 from bitnet_training.schedule import Rates, Rounding
 from bitnet_training.telemetry import Telemetry
-from bitnet_training.train import Plan, Task, cross_entropy, evaluate, train
+from bitnet_training.train import Plan, Task, evaluate, train
 from bitnet_training.windows import NOTHING, Batch
 
 PLAN = Plan(report=1, watch=2, evaluate=3, save=4)

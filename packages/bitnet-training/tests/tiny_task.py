@@ -11,8 +11,9 @@ from bitnet_core import ModelSpec, Rope
 from bitnet_training import models, state
 from bitnet_training.corpus import Corpus, Counts
 from bitnet_training.distributed import World
+from bitnet_training.loss import cross_entropy
 from bitnet_training.schedule import Rates
-from bitnet_training.train import Task, adamw, cross_entropy
+from bitnet_training.train import Task, adamw
 from bitnet_training.watch import Look
 from bitnet_training.windows import Batches, Stream, in_order
 

@@ -55,9 +55,9 @@ class Rendered:
     def encode(self, tokenizer: Tokenizer) -> Tokens:
         """The ids of the text, in which only the template's own special tokens are special."""
         bos = True if self._template.needs_bos and tokenizer.bos is not None else None
-        return tokenizer.encode_pieces(self._pieces(tokenizer.special_tokens), bos=bos, eos=False)
+        return tokenizer.encode_pieces(self.pieces(tokenizer.special_tokens), bos=bos, eos=False)
 
-    def _pieces(self, special: Mapping[str, int]) -> Iterable[tuple[str, bool]]:
+    def pieces(self, special: Mapping[str, int]) -> Iterable[tuple[str, bool]]:
         """The text in pieces, each with whether the template wrote it.
 
         The template is run again with marks in the users' words, in place of every character that a special token

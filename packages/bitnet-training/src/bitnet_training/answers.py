@@ -65,7 +65,7 @@ def _rendered(
             raise FormatError(where, f"messages[{index}]", expected, "other text", hint="train on single answers")
         borders += [len(asked), len(answered)]
     borders.append(len(whole.text))
-    pieces = _cut(whole._pieces(tokenizer.special_tokens), borders)
+    pieces = _cut(whole.pieces(tokenizer.special_tokens), borders)
     return ((part, number % 2 == 1) for number, part in enumerate(pieces))
 
 

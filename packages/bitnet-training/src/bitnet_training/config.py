@@ -111,7 +111,10 @@ class ComputeConfig:
     device: str = option("auto", "cpu, cuda or mps; auto: the first that is there of cuda, mps and cpu")
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "of products; auto: bfloat16 on cuda")
     compile: bool = option(False, "compile the model with torch.compile")
-    recompute: bool = option(False, "compute layers again in the backward pass, which saves memory")
+    recompute: Literal["auto", "always", "never"] = option(
+        "auto",
+        "compute layers again in the backward pass, which takes a third more time and saves memory; auto: for qlora",
+    )
     parallel: Literal["replicate", "shard"] = option("replicate", "several processes hold copies, or shards (FSDP2)")
 
 

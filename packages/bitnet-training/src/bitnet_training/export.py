@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from bitnet_core import ModelSpec
@@ -24,6 +25,7 @@ from .replace import projections
 
 Form = Literal["packed", "masters", "i2_s", "tq1_0", "tq2_0"]
 _LAYOUTS = {"i2_s": "i2_s_128", "tq1_0": "tq1_0", "tq2_0": "tq2_0"}
+_HALVES: dict[torch.dtype, Literal["bfloat16", "float16"]] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _CONFIG_LIMIT = 4 << 20
 
 
@@ -41,7 +43,8 @@ def export(
 
     A packed folder and a GGUF file hold the trits that the model multiplies, for bitnet_core, transformers,
     bitnet.cpp (`i2_s`) and llama.cpp (`tq1_0`, `tq2_0`). TQ files round scales to float16; `embedding` is the type of
-    the embedding and the head in a GGUF file, and float32 alone rounds nothing. Folders hold all floats as float32.
+    the embedding and the head in a GGUF file, and float32 alone rounds nothing. Folders round no floats: those of a
+    model in bfloat16 or float16 are written as such, others as float32.
     """
     if form not in get_args(Form):
         raise ValueError(f"form: expected one of {', '.join(get_args(Form))}, got {form!r}")
@@ -49,7 +52,8 @@ def export(
     if form in _LAYOUTS:
         gguf.save(core, path, layout=_LAYOUTS[form], embedding=embedding)
         return
-    huggingface.save(core, path)
+    kinds = {weight.dtype for weight in model.parameters()}
+    huggingface.save(core, path, floats=_HALVES.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32")
     layers = {name: model.get_submodule(name) for name in projections(model).values()}
     ternary = {name: layer for name, layer in layers.items() if isinstance(layer, BitLinear | PackedLinear)}
     if ternary and (form == "masters" or len(ternary) < len(layers)):

@@ -31,9 +31,10 @@ from .distill import Distillation, Weighing
 from .distributed import World, joined
 from .errors import TrainingStopped
 from .export import export
+from .loss import cross_entropy
 from .schedule import Rates, Rounding
 from .telemetry import Lines, Telemetry, Terminal, open_writers, read_lines
-from .train import Loss, Outcome, Plan, Task, adamw, cross_entropy, explained, train
+from .train import Loss, Outcome, Plan, Task, adamw, explained, train
 from .windows import Batch, Batches, in_order
 
 _log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def build(config: Config, words: Tokenizer) -> nn.Module:
     """The model that a config asks for, on the processor."""
     asked, adapter = config.model, config.adapter
     model = _loaded(config, words) if asked.base else _drawn(config, words)
-    if config.compute.recompute:
+    if config.compute.recompute == "always" or (config.compute.recompute == "auto" and config.method == "qlora"):
         enable: Any = model.activation_checkpointing_enable
         enable({"use_reentrant": False})
     if config.method in {"lora", "qlora"}:

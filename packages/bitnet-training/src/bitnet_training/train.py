@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import torch
-import torch.nn.functional as F  # noqa: N812  # as all of torch's users call it
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,10 +19,11 @@ from . import state
 from .checkpoint import Checkpoint, Checkpoints
 from .distributed import World
 from .errors import TrainingStopped
+from .loss import cross_entropy
 from .schedule import Rates, Rounding
 from .telemetry import Telemetry
 from .watch import Watch
-from .windows import NOTHING, Batch
+from .windows import Batch
 
 # The sum over a batch of what each of its learned tokens lacks, in nats.
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -125,13 +125,6 @@ def train(
     return Outcome(now.step, now.loss, now.held_out, now.step == task.rates.steps)
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """The usual loss: how unlikely the tokens that follow are to the model."""
-    logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
-    targets = batch.targets.flatten()
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=NOTHING, reduction="sum")
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], world: World, precision: torch.dtype = torch.float32) -> float:
     """Nats a token over batches, of which each process has its share."""
@@ -167,8 +160,8 @@ def explained(step: int) -> Iterator[None]:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
         raise TrainingStopped(
-            f"step {step + 1}: out of memory; lower data.rows, which changes no result, or set compute.recompute; "
-            f"checkpoints are untouched"
+            f"step {step + 1}: out of memory; lower data.rows, which changes no result, or set compute.recompute to "
+            f"always; checkpoints are untouched"
         ) from error
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
