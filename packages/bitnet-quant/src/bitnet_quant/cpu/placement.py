@@ -62,6 +62,20 @@ class Placement:
         self._buffers.append(buffer)
         return buffer.array
 
+    def _place_layer(self, layer: int) -> None:
+        names = set(self._model.spec.layer_shapes())
+        prefix = f"layers.{layer}."
+        for which, name in enumerate(_PROJECTIONS):
+            matrix = self._matrix(
+                prefix + name, self._model.weights[prefix + name], floats=self._model.spec.inputs == "float"
+            )
+            norm = self._vector(f"{prefix}{name}.norm") if f"{name}.norm" in names else None
+            bias = self._vector(f"{prefix}{name}.bias") if f"{name}.bias" in names else None
+            self._engine.set_matrix(layer, which, matrix, norm, bias)
+        for which, name in enumerate(_VECTORS):
+            if name in names:
+                self._engine.set_vector(layer, which, self._vector(prefix + name))
+
     def _place_ends(self, *, narrow: bool) -> tuple[_native.Matrix, _native.Matrix]:
         """The embedding and the head, which may be one weight; `narrow` makes int8 of a head of floats."""
         weight = self._first("embedding")
@@ -79,20 +93,6 @@ class Placement:
             else:
                 last = self._matrix("head", weight, floats=True)
         return embedding, last
-
-    def _place_layer(self, layer: int) -> None:
-        names = set(self._model.spec.layer_shapes())
-        prefix = f"layers.{layer}."
-        for which, name in enumerate(_PROJECTIONS):
-            matrix = self._matrix(
-                prefix + name, self._model.weights[prefix + name], floats=self._model.spec.inputs == "float"
-            )
-            norm = self._vector(f"{prefix}{name}.norm") if f"{name}.norm" in names else None
-            bias = self._vector(f"{prefix}{name}.bias") if f"{name}.bias" in names else None
-            self._engine.set_matrix(layer, which, matrix, norm, bias)
-        for which, name in enumerate(_VECTORS):
-            if name in names:
-                self._engine.set_vector(layer, which, self._vector(prefix + name))
 
     def _vector(self, name: str) -> Array:
         values = np.asarray(self._model.weights[name])
