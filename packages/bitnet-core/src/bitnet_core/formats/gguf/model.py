@@ -15,6 +15,7 @@ from ... import layouts
 from ...errors import FormatError, UnsupportedError
 from ...model import Model, ModelSpec, Weight, Weights
 from ...tensor import TernaryTensor
+from .. import advice
 from . import names
 from .container import File
 from .metadata import ARCHITECTURES, INPUTS_KEY, Inputs, architecture_of, read_spec
@@ -206,10 +207,7 @@ def _sampling(file: File) -> Mapping[str, float]:
     """What the makers of a file advise."""
     found = {}
     for name, key in _SAMPLING:
-        value = file.metadata.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-            raise FormatError(file.path, f"kv {key!r}", "a number from 0", value)
-        found[name] = value if isinstance(value, int) else float(str(np.float32(value)))
+        if key in file.metadata:
+            value = advice.checked(name, file.metadata[key], file.path, f"kv {key!r}")
+            found[name] = value if isinstance(value, int) else float(str(np.float32(value)))
     return found
