@@ -375,6 +375,30 @@ class TestTensorsThatDoNotFit:
         with pytest.raises(FormatError, match=rf"{name}'?: expected finite scales above zero"):
             model.weights["layers.1.attn.q"]
 
+    def test_advice_for_sampling_is_read(self, folder: Path) -> None:
+        advice = {"temperature": 0.6, "top_k": 40.0, "top_p": None, "repetition_penalty": 1, "num_beams": 4}
+        (folder / "generation_config.json").write_text(json.dumps(advice))
+        assert huggingface.load(folder).sampling == {"temperature": 0.6, "top_k": 40, "repetition_penalty": 1}
+
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("temperature", 1e28, "a number of 0..100, got 1e+28"),
+            ("temperature", True, "a number of 0..100, got True"),
+            ("top_k", 1.5, "a whole number of 0..1048576, got 1.5"),
+            ("top_k", 10**30, "a whole number of 0..1048576, got 1000000000000000000000000000000"),
+            ("top_p", "0.9", "a number of 0..1, got 0.9"),
+            ("repetition_penalty", 0, "a number of 0.01..100, got 0"),
+        ],
+    )
+    def test_advice_that_no_sampler_takes_is_refused_with_its_file(
+        self, folder: Path, name: str, value: object, expected: str
+    ) -> None:
+        (folder / "generation_config.json").write_text(json.dumps({name: value}))
+        with pytest.raises(FormatError) as caught:
+            huggingface.load(folder)
+        assert str(caught.value).endswith(f"generation_config.json: {name}: expected {expected}")
+
     def test_a_folder_of_pickles_is_refused_without_opening_them(self, folder: Path) -> None:
         (folder / "model.safetensors").unlink()
         (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")

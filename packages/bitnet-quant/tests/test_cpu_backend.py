@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ pytest.importorskip("bitnet_quant.cpu._native", reason="built without the compil
 from bitnet_core import backends, reference
 from bitnet_core.errors import BackendUnavailable, FormatError, OutOfMemory, UnsupportedError
 from bitnet_core.memory import Pool
-from bitnet_core.model import Model, Step
+from bitnet_core.model import Model, Step, Weights
 from bitnet_core.tensor import TernaryTensor
 from bitnet_core.testing import CASES, BackendSuite, Case, logits_of, random_model, run, some_tokens, tiny_spec
 from bitnet_quant.cpu import BACKEND, _native, isas, why_not
@@ -292,3 +293,18 @@ def test_an_instruction_set_that_is_not_there_is_refused_in_a_sentence(monkeypat
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BACKEND.load(random_model(tiny_spec()), **options)
+
+
+@pytest.mark.parametrize("head", ["f16", "int8"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_come_in_runs_are_placed_as_those_that_come_at_once(head: str, tied: bool) -> None:
+    model = random_model(tiny_spec(vocab_size=97, tied=tied))
+    ends = ["embedding"] if tied else ["embedding", "head"]
+    whole = dict(model.weights) | {name: np.asarray(model.weights[name], np.float32) for name in ends}
+    runs = {name: partial(np.array_split, whole[name], [40, 41, 96]) for name in ends}
+    makers = {name: partial(whole.__getitem__, name) for name in whole}
+    tokens = some_tokens(model.spec, 9)
+    at_once = run(BACKEND.load(Model(model.spec, whole), head=head), tokens)
+    np.testing.assert_array_equal(
+        run(BACKEND.load(Model(model.spec, Weights(makers, runs)), head=head), tokens), at_once
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -136,11 +137,17 @@ class Weights(Mapping[str, Weight]):
     """Weights by canonical name, each made when it is asked for.
 
     What a file holds as it is used comes as a view of the mapped file; what must be unpacked or ternarized
-    is made anew at every access, so that a backend that places one weight after another never holds two.
+    is made anew at every access, so that a backend that places one weight after another never holds two. Some of
+    what must be unpacked is so large that it is made in `runs` of rows too.
     """
 
-    def __init__(self, makers: Mapping[str, Callable[[], Weight]]) -> None:
+    def __init__(
+        self,
+        makers: Mapping[str, Callable[[], Weight]],
+        runs: Mapping[str, Callable[[], Iterator[Weight]]] = MappingProxyType({}),
+    ) -> None:
         self._makers = dict(makers)
+        self._runs = dict(runs)
 
     def __getitem__(self, name: str) -> Weight:
         return self._makers[name]()
@@ -153,6 +160,18 @@ class Weights(Mapping[str, Weight]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers  # Mapping's own would make the weight to find out
+
+    def runs(self, name: str) -> Iterator[Weight]:
+        """The weight's rows from the first to the last, as many at a time as come at once."""
+        if name in self._runs:
+            yield from self._runs[name]()
+        else:
+            yield self[name]
+
+
+def runs_of(weights: Mapping[str, Weight], name: str) -> Iterator[Weight]:
+    """The rows of one of these weights in order, as many at a time as come at once."""
+    return weights.runs(name) if isinstance(weights, Weights) else iter((weights[name],))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from .arithmetic import ACTIVATIONS, absmax, rms_norm, rotate
 from .cache import CachePages, PagedCache
 from .decoder import Batch, Decoder, Span
 from .memory import Buffer, Pool
-from .model import Array, Backend, Model, Reach, Runner, Tokens
+from .model import Array, Backend, Model, Reach, Runner, Tokens, runs_of
 from .pages import Pages
 from .tensor import TernaryTensor
 
@@ -91,18 +92,18 @@ class NumpyOperations:
         self._turns = [(rope.frequencies(), rope.magnitude) for rope in ropes]
 
     def _place(self, name: str, model: Model, pool: Pool) -> None:
-        weight = model.weights[name]
-        if isinstance(weight, TernaryTensor):
-            values: npt.NDArray[np.generic] = weight.codes()
-            scale: Array | None = weight.scale
-        else:
-            values, scale = weight, None
+        runs = runs_of(model.weights, name)
+        weight = next(runs)
+        values, scale = (weight.codes(), weight.scale) if isinstance(weight, TernaryTensor) else (weight, None)
         if values.ndim == 1:
             self._vectors[name] = np.array(values, np.float32)
             return
-        buffer = pool.take(values.shape, values.dtype)
+        buffer = pool.take(self.spec.shapes()[name], values.dtype)
         self._buffers.append(buffer)
-        buffer.array[...] = values  # a copy: the file may change under a mapped view
+        end = 0
+        for rows in chain((values,), map(np.asarray, runs)):
+            start, end = end, end + len(rows)
+            buffer.array[start:end] = rows  # a copy: the file may change under a mapped view
         self._matrices[name] = Matrix(buffer.array, scale)
 
     def close(self) -> None:

@@ -105,9 +105,9 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for in the text."""
-        if not 0 <= token < len(self._bytes):
-            raise self._unknown(token)
-        return self._bytes[token]
+        if type(token) is int and 0 <= token < len(self._bytes):  # of every token that is written: no array for one
+            return self._bytes[token]
+        return self._bytes[self._checked([token])[0]]
 
     def vocabulary_bytes(self) -> Sequence[bytes]:
         """What each token stands for in the text, by id."""
@@ -217,12 +217,9 @@ class Tokenizer:
             raise FormatError(self.vocabulary.file, "tokens", "one row of integers", f"{array.dtype} {array.shape}")
         for token in (array.min(), array.max()):
             if not 0 <= token < len(self._bytes):
-                raise self._unknown(token)
+                raise FormatError(self.vocabulary.file, "token", f"an id of 0..{len(self._bytes) - 1}", token)
         ids: list[int] = array.tolist()
         return ids
-
-    def _unknown(self, token: object) -> FormatError:
-        return FormatError(self.vocabulary.file, "token", f"an id of 0..{len(self._bytes) - 1}", token)
 
 
 class TextStream:

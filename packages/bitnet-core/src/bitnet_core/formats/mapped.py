@@ -45,9 +45,8 @@ class MappedFile:
         if not 0 <= start <= end <= self.size:
             raise FormatError(self.path, field, f"bytes up to {self.size}, where the file ends", f"{start} to {end}")
         if (now := self._current_stamp()) != self._stamp:
-            raise FormatError(
-                self.path, field, f"the file of {self.size} bytes that was opened", f"one changed to {now[0]} bytes"
-            )
+            got = "one written to since" if now[0] == self.size else f"one changed to {now[0]} bytes"
+            raise FormatError(self.path, field, f"the file of {self.size} bytes that was opened", got)
         if self._map is not None:
             return np.frombuffer(self._map, np.uint8, end - start, start)
         return self._read(start, end - start, field)

@@ -79,12 +79,12 @@ def list_merges(merges: Any, file: str) -> list[tuple[str, str]]:
     """The merges: pairs, or the two tokens with a space between."""
     if not isinstance(merges, list):
         raise FormatError(file, "merges", "a list", type(merges).__name__)
-    pairs = [tuple(merge.split(" ")) if type(merge) is str else merge for merge in merges]
-    for rank, pair in enumerate(pairs):
-        if type(pair) is not tuple:
-            pairs[rank] = pair = tuple(pair) if isinstance(pair, list) and all(type(one) is str for one in pair) else ()
-        if len(pair) != 2:
-            raise FormatError(file, f"merges[{rank}]", "two tokens", f"{merges[rank]!r}")
+    pairs = []
+    for rank, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+            raise FormatError(file, f"merges[{rank}]", "two tokens", f"{merge!r}")
+        pairs.append((pair[0], pair[1]))
     return pairs
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bitnet_core.errors import UnsupportedError
 from bitnet_core.memory import Buffer, Pool
-from bitnet_core.model import Array, Model
+from bitnet_core.model import Array, Model, Weight, runs_of
 from bitnet_core.tensor import TernaryTensor
 
 from . import _native
@@ -59,12 +59,7 @@ class Placement:
         for layer in range(spec.layers):
             engine.set_rope(layer, ropes.index(spec.rope_of(layer)), spec.window(layer))
             self._place_layer(layer)
-        embedding = self._matrix("embedding", floats=True)
-        tied = "embedding" if spec.tied else "head"
-        if head == "int8" and not isinstance(self._model.weights[tied], TernaryTensor):
-            last = self._bytes(tied)
-        else:
-            last = embedding if spec.tied else self._matrix("head", floats=True)
+        embedding, last = self._place_ends(narrow=head == "int8")
         engine.set_ends(embedding, last, self._vector("norm"))
         engine.use_scratch(self.take(engine.scratch_bytes(), np.uint8))
 
@@ -90,7 +85,9 @@ class Placement:
         names = set(self._model.spec.layer_shapes())
         prefix = f"layers.{layer}."
         for which, name in enumerate(_PROJECTIONS):
-            matrix = self._matrix(prefix + name, floats=self._model.spec.inputs == "float")
+            matrix = self._matrix(
+                prefix + name, self._model.weights[prefix + name], floats=self._model.spec.inputs == "float"
+            )
             norm = self._vector(f"{prefix}{name}.norm") if f"{name}.norm" in names else None
             bias = self._vector(f"{prefix}{name}.bias") if f"{name}.bias" in names else None
             self._engine.set_matrix(layer, which, matrix, norm, bias)
@@ -98,22 +95,54 @@ class Placement:
             if name in names:
                 self._engine.set_vector(layer, which, self._vector(prefix + name))
 
+    def _place_ends(self, *, narrow: bool) -> tuple[_native.Matrix, _native.Matrix]:
+        """The embedding and the head, which may be one weight; `narrow` makes int8 of a head of floats."""
+        weight = self._first("embedding")
+        if isinstance(weight, TernaryTensor):
+            embedding = last = self._ternary("embedding", weight, floats=True)
+        else:
+            rows = self._floats("embedding", weight)
+            embedding = last = self._dense("embedding", rows, weight)
+            if self._model.spec.tied and narrow:
+                last = self._bytes("embedding", rows, weight)
+        if not self._model.spec.tied:
+            weight = self._model.weights["head"] if narrow else self._first("head")
+            if narrow and not isinstance(weight, TernaryTensor):
+                last = self._bytes("head", _as_bytes(np.ascontiguousarray(weight)), weight)
+            else:
+                last = self._matrix("head", weight, floats=True)
+        return embedding, last
+
     def _vector(self, name: str) -> Array:
         values = np.asarray(self._model.weights[name])
         placed = self.take(values.shape, np.float32)
         placed[...] = values
         return placed
 
-    def _matrix(self, name: str, *, floats: bool) -> _native.Matrix:
-        weight = self._model.weights[name]
+    def _matrix(self, name: str, weight: Weight, *, floats: bool) -> _native.Matrix:
         if isinstance(weight, TernaryTensor):
             return self._ternary(name, weight, floats=floats)
-        rows, columns = weight.shape
-        kind = _kind(name, weight)
-        placed = self.take(weight.nbytes, np.uint8)
-        # A copy: the file may change under a mapped view.
-        self._engine.copy(_as_bytes(np.ascontiguousarray(weight)), placed)
-        return _native.Matrix.dense(placed, kind=kind, rows=rows, columns=columns)
+        return self._dense(name, self._floats(name, weight), weight)
+
+    def _first(self, name: str) -> Weight:
+        """All of a weight, or so many rows of it that they tell its type."""
+        return next(runs_of(self._model.weights, name))
+
+    def _floats(self, name: str, weight: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """A copy of all rows of which `weight` has the first: the file may change under a mapped view."""
+        rows, columns = self._model.spec.shapes()[name]
+        placed = self.take(rows * columns * weight.itemsize, np.uint8)
+        runs = iter((weight,)) if len(weight) == rows else runs_of(self._model.weights, name)
+        end = 0
+        for run in runs:
+            data = _as_bytes(np.ascontiguousarray(run))
+            start, end = end, end + len(data)
+            self._engine.copy(data, placed[start:end])
+        return placed
+
+    def _dense(self, name: str, placed: npt.NDArray[np.uint8], weight: npt.NDArray[Any]) -> _native.Matrix:
+        rows, columns = self._model.spec.shapes()[name]
+        return _native.Matrix.dense(placed, kind=_kind(name, weight), rows=rows, columns=columns)
 
     def _ternary(self, name: str, tensor: TernaryTensor, *, floats: bool) -> _native.Matrix:
         rows, columns = tensor.shape
@@ -137,10 +166,9 @@ class Placement:
             data, scale.reshape(-1), rows=rows, columns=columns, segments=segments, each=each, floats=floats
         )
 
-    def _bytes(self, name: str) -> _native.Matrix:
-        """Floats as int8 with a scale a row: in planes where the kernels can read a row in part."""
-        weight: npt.NDArray[Any] = np.ascontiguousarray(self._model.weights[name])
-        rows, columns = weight.shape
+    def _bytes(self, name: str, wide: npt.NDArray[np.uint8], weight: npt.NDArray[Any]) -> _native.Matrix:
+        """Floats of the weight's type as int8 with a scale a row: in planes where rows can be read in part."""
+        rows, columns = self._model.spec.shapes()[name]
         kind = _kind(name, weight)
         placed_rows = -(-rows // _native.ROWS) * _native.ROWS
         scale = self.take(placed_rows, np.float32)
@@ -149,9 +177,9 @@ class Placement:
         data = self.take(placed_rows * -(-columns // unit) * unit, np.uint8)
         if planes:
             rest = self.take((_native.RESTS, placed_rows), np.float32)
-            self._engine.pack_planes(_as_bytes(weight), kind, data, scale, rest, rows=rows, columns=columns)
+            self._engine.pack_planes(wide, kind, data, scale, rest, rows=rows, columns=columns)
             return _native.Matrix.planes(data, scale, rest, rows=rows, columns=columns)
-        self._engine.pack_rows(_as_bytes(weight), kind, data, scale, rows=rows, columns=columns)
+        self._engine.pack_rows(wide, kind, data, scale, rows=rows, columns=columns)
         return _native.Matrix.bytes(data, scale, rows=rows, columns=columns)
 
 

@@ -9,7 +9,10 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
 
 from ...errors import FormatError, UnsupportedError
 from ...model import Weight
@@ -96,6 +99,13 @@ class File:
         """A tensor: F32, F16 and BF16 as they are stored, ternary ones as such, all others as float32."""
         place = self.tensors[name]
         return types.decode(place.kind, self.raw(name), place.shape, self.path_of(name), f"tensor {name!r}")
+
+    def rows(self, name: str, first: int, last: int) -> npt.NDArray[np.floating[Any]]:
+        """Some rows of a matrix that is neither ternary nor scaled by its tail, as `tensor` gives them."""
+        place = self.tensors[name]
+        size = place.nbytes // place.shape[0]
+        raw = self._files[place.shard].view(place.start + first * size, place.start + last * size, f"tensor {name!r}")
+        return types.numbers(place.kind, raw).reshape(last - first, place.shape[1])
 
     def path_of(self, name: str) -> str:
         """The file that holds a tensor: one of the shards of a split file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -15,10 +15,12 @@ from ... import layouts
 from ...errors import FormatError, UnsupportedError
 from ...model import Model, ModelSpec, Weight, Weights
 from ...tensor import TernaryTensor
+from .. import advice
 from . import names
 from .container import File
 from .metadata import ARCHITECTURES, INPUTS_KEY, Inputs, architecture_of, read_spec
 
+_RUN = 1 << 18  # elements that are decoded at a time
 _SAMPLING = (
     ("temperature", "general.sampling.temp"),
     ("top_p", "general.sampling.top_p"),
@@ -58,9 +60,11 @@ def _assemble(file: File, inputs: Inputs | None) -> Model:
     _check_tensors(file, spec, permuted=architecture.permuted)
     spec = replace(spec, inputs=inputs or _inputs(file, architecture.family))
     makers = {name: _maker(file, spec, name, architecture.permuted) for name in spec.shapes()}
+    ends = [name for name in ("embedding", "head") if name in makers]
+    decoded = [name for name in ends if file.tensors[names.file_name(name)].kind.decode]
     return Model(
         spec,
-        Weights(makers),
+        Weights(makers, {name: partial(_runs, file, names.file_name(name)) for name in decoded}),
         Tokenizer.from_gguf(file.metadata, file.path),
         ChatTemplate.from_gguf(file.metadata, file.path),
         _sampling(file),
@@ -139,6 +143,14 @@ def _vector(file: File, stored: str, heads: int = 0) -> npt.NDArray[np.float32]:
     return vector[half_split_rows(len(vector), heads)] if heads else vector
 
 
+def _runs(file: File, stored: str) -> Iterator[Weight]:
+    """A matrix of blocks, decoded some rows at a time."""
+    rows, columns = file.tensors[stored].shape
+    step = max(1, _RUN // columns)
+    for first in range(0, rows, step):
+        yield file.rows(stored, first, min(first + step, rows))
+
+
 def _matrix(file: File, stored: str, scale: str | None, heads: int) -> Weight:
     weight = file.tensor(stored)
     if not isinstance(weight, TernaryTensor) and file.tensors[stored].kind.plain:
@@ -195,10 +207,7 @@ def _sampling(file: File) -> Mapping[str, float]:
     """What the makers of a file advise."""
     found = {}
     for name, key in _SAMPLING:
-        value = file.metadata.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-            raise FormatError(file.path, f"kv {key!r}", "a number from 0", value)
-        found[name] = value if isinstance(value, int) else float(str(np.float32(value)))
+        if key in file.metadata:
+            value = advice.checked(name, file.metadata[key], file.path, f"kv {key!r}")
+            found[name] = value if isinstance(value, int) else float(str(np.float32(value)))
     return found

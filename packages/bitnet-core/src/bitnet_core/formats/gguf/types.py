@@ -23,7 +23,7 @@ from . import blocks
 from .blocks import Bytes
 
 Floats = npt.NDArray[np.float32]
-_CHUNK = 1 << 20  # elements decoded at a time
+_CHUNK = 1 << 17  # elements decoded at a time
 _FLOAT32 = np.dtype(np.float32)
 
 

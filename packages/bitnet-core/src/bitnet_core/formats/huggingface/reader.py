@@ -25,6 +25,7 @@ from ...errors import FormatError, UnsupportedError
 from ...families import FAMILIES
 from ...model import Model, ModelSpec, Weight, Weights
 from ...tensor import TernaryTensor
+from .. import advice
 from ..safetensors import SafetensorsFile
 from ..strictjson import read_json
 from . import names
@@ -314,12 +315,5 @@ def _sampling(folder: str | os.PathLike[str]) -> dict[str, float]:
         raise FormatError(path, "JSON", "an object", type(value).__name__)
     if value.get("do_sample") is False:
         return {"temperature": 0.0}
-    found = {}
-    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
-        number = value.get(name)
-        if number is None:
-            continue
-        if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
-            raise FormatError(path, name, "a number from 0", number)
-        found[name] = number
-    return found
+    stated = {name: value[name] for name in advice.NAMES if value.get(name) is not None}
+    return {name: advice.checked(name, number, path, name) for name, number in stated.items()}
