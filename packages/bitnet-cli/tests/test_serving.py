@@ -98,6 +98,42 @@ def test_keys_open_a_server_until_they_are_revoked(bitnet: Bitnet, tmp_path: Pat
     assert made["key"] not in audit.read_text()
 
 
+def test_the_log_has_a_line_for_each_request_and_no_word_of_what_was_said(tmp_path: Path) -> None:
+    path, moved = tmp_path / "server.log", tmp_path / "server.log.1"
+    question = {"model": "stories", "prompt": "A canary sang", "max_tokens": 4}
+    with serving("--log", str(path), BITNET_SERVE_API_KEY="correct horse battery staple") as (address, process):
+        assert ask(address, "/v1/completions", question)[0] == 401
+        path.rename(moved)
+        process.send_signal(signal.SIGHUP)
+        assert ask(address, "/v1/completions", question, "correct horse battery staple")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        _, remarks = process.communicate(timeout=30)
+    kept = moved.read_text() + path.read_text()
+    assert remarks.splitlines() == kept.splitlines()  # the same on stderr
+    assert "canary" not in kept
+    assert "horse" not in kept
+    lines = [json.loads(line) for line in kept.splitlines()]
+    started = next(line for line in lines if line["message"] == "started")
+    assert (started["models"], started["urls"]) == (["stories"], [address])
+    refused, answered = [line for line in lines if line.get("path") == "/v1/completions"]
+    assert (refused["status"], refused["code"], refused["tenant"]) == (401, "invalid_api_key", None)
+    assert "model" not in refused
+    assert (answered["status"], answered["code"], answered["tenant"]) == (200, None, "operator")
+    assert (answered["route"], answered["model"], answered["streamed"]) == ("/v1/completions", "stories", False)
+    assert (answered["completion_tokens"], answered["finish"]) == (4, ["length"])
+    assert 0 < answered["first_token_s"] <= answered["seconds"]
+    assert lines[-1]["message"] == "stopped"
+    assert json.loads(path.read_text().splitlines()[-1])["message"] == "stopped"
+
+
+def test_a_port_that_is_taken_is_one_line(bitnet: Bitnet) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = bitnet("serve", "--port", str(taken.getsockname()[1]))
+    assert said.code == 1
+    assert "address already in use" in said.err
+    assert said.err.count("bitnet: error") == 1
+
+
 def test_keys_are_listed_rotated_and_never_shown_again(bitnet: Bitnet, tmp_path: Path) -> None:
     kept = tmp_path / "keys.sqlite"
     first = bitnet("keys", "create", "Bob", "--role", "admin", "--keys", kept, "--json").json

@@ -1,6 +1,6 @@
 """What a server answers to requests that are too much, and how much memory they take.
 
-    python benchmarks/abuse.py --idle 2000
+    python benchmarks/abuse.py --idle 10000
 
 A server without a model, in a process of its own; a line for each attack: how it was answered, and the growth of the
 server's resident memory at its highest. Linux only.
@@ -34,7 +34,7 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--idle", type=int, default=2000)
+    parser.add_argument("--idle", type=int, default=10_000)
     options = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

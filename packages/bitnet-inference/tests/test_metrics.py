@@ -24,8 +24,9 @@ from starlette.testclient import TestClient
 from bitnet_inference import LLM
 from bitnet_inference.request import Usage
 from bitnet_inference.server.audit import Audit, verify
+from bitnet_inference.server.logs import written
 from bitnet_inference.server.metrics import Metrics
-from bitnet_inference.server.records import Records, write_logs
+from bitnet_inference.server.records import Records
 from bitnet_inference.server.tenants import Tenant
 from bitnet_inference.server.traces import Traces
 
@@ -114,7 +115,7 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """What the logs say, when they are asked for, once."""
     stream = io.StringIO()
     with ExitStack() as stack:
-        stack.callback(write_logs(stream))
+        stack.enter_context(written(stream))
 
         def read() -> list[dict[str, Any]]:
             stack.close()

@@ -170,6 +170,10 @@ class Engine:
             accepted=speculation.accepted,
         )
 
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Tell one more of each step and each end; call what is returned to tell it no more."""
+        return self._loop.observation.add(observer)
+
     def forget(self, adapter: Adapter) -> None:
         """Let go of what was computed with an adapter that is not used any more."""
         self._call(lambda: self._loop.scheduler.prefixes.forget(adapter))

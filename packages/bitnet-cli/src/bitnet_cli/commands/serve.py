@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,7 +47,8 @@ def serve(
         raise Refused(f"serve: {error.name} is missing: pip install 'bitnet-inference[server]'") from error
     sources = _sources(model, adapter, loading, flags)
     found = server.Models(sources, memory=loading.memory, idle_s=loading.idle)
-    flags.remark(f"http://{host}:{port}/ serves {', '.join(found.names)}")
+    if sys.stderr.isatty():  # whoever reads the log has its first line
+        flags.remark(f"http://{host}:{port}/ serves {', '.join(found.names)}")
     server.serve(
         found,
         host=host,
@@ -55,6 +57,8 @@ def serve(
         api_key=access.api_key,
         verifier=access.verifier(),
         audit=conduct.audit,
+        log_file=conduct.log,
+        limit=conduct.connections,
         log_level="warning" if flags.quiet else "info",
         **conduct.settings(),
     )

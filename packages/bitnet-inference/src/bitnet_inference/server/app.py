@@ -55,8 +55,8 @@ def make_app(  # noqa: PLR0913  # each is a setting of its own, given by name
     app = Starlette(
         routes=[*(endpoint.route() for endpoint in every), WebSocketRoute("/v1/stream", socket.talk)],
         middleware=[
-            Middleware(Limits, body=body_limit, larger=larger),
             Middleware(Records, metrics=figures, audit=audit),
+            Middleware(Limits, body=body_limit, larger=larger),
             *middleware,
         ],
         exception_handlers={HTTPException: _failed, Exception: _failed},
@@ -65,6 +65,9 @@ def make_app(  # noqa: PLR0913  # each is a setting of its own, given by name
     app.router.redirect_slashes = False  # a path is what it is
     state = app.state
     state.models, state.tenants, state.metrics, state.audit = models, tenants, figures, audit
+    state.open_paths = tuple(
+        endpoint.path.partition("{")[0] for endpoint in every if endpoint.role == "none" and endpoint.path != "/page/me"
+    )
     state.document = openapi.document(every)
     state.lenient, state.drain_s = lenient, drain_s
     state.works, state.memory = Works(), responses.Memory()
@@ -95,5 +98,7 @@ def _leave(app: Starlette, owner: str) -> None:
     app.state.batches.leave(owner)
 
 
-async def _failed(_: Request, error: Exception) -> Response:
-    return refuse(refusal_of(error))
+async def _failed(request: Request, error: Exception) -> Response:
+    refusal = refusal_of(error)
+    request.state.code = refusal.short
+    return refuse(refusal)

@@ -53,6 +53,11 @@ class Refusal(Exception):
         self.code = code or _CODES.get(status)
         self.retry_after = RETRY_S if retry_after is None and status == 503 else retry_after  # seconds
 
+    @property
+    def short(self) -> str:
+        """Why, in a word that is always the same."""
+        return self.code or "error"
+
     def to_openai(self) -> dict[str, Any]:
         """As OpenAI's clients read it."""
         kind = self.type or _OPENAI.get(self.status, "invalid_request_error")

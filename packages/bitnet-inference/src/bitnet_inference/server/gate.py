@@ -16,7 +16,7 @@ from .errors import Refusal, refusal_of
 
 FILE_LIMIT = 64 << 20  # bytes of a form with a file
 
-Role = Literal["none", "read", "user", "admin"]
+Role = Literal["none", "metrics", "read", "user", "admin"]
 Style = Literal["openai", "anthropic", "ollama"]
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -24,9 +24,10 @@ INSIDE = "bitnet.tenant"  # of the scope of a request that the server makes of i
 
 # What a tenant's role may do, beside what needs no key.
 _MAY: Mapping[str, frozenset[str]] = {
-    "admin": frozenset(("read", "user", "admin")),
+    "admin": frozenset(("metrics", "read", "user", "admin")),
     "user": frozenset(("read", "user")),
     "read-only": frozenset(("read",)),
+    "metrics": frozenset(("metrics",)),
 }
 
 
@@ -39,7 +40,7 @@ class Tenant(Protocol):
 
     @property
     def role(self) -> str:
-        """admin, user or read-only."""
+        """admin, user, read-only or metrics."""
 
     @property
     def models(self) -> frozenset[str] | tuple[str, ...] | None:
@@ -53,8 +54,14 @@ class Tenant(Protocol):
 class Lease(Protocol):
     """Tokens that were set aside for a request."""
 
+    def extend(self, tokens: int, /) -> None:
+        """Set more aside; raises what the client is to be told, where there are none left."""
+
     def settle(self, usage: Any, /) -> None:
         """What the request took in truth."""
+
+    def release(self) -> None:
+        """It took nothing."""
 
 
 class Tenants(Protocol):
@@ -64,7 +71,7 @@ class Tenants(Protocol):
         """Whoever these headers belong to; None for nobody."""
 
     def admit(self, tenant: Any, model: str, tokens: int, /) -> Lease:
-        """Set tokens aside; raises what the client is to be told, where there are none left."""
+        """Set tokens aside, none in no time; raises what the client is to be told, where there are none left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,9 @@ class Endpoint:
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
             except Exception as error:  # noqa: BLE001  # whatever went wrong, the client gets an answer
-                return refuse(refusal_of(error), self.style)
+                refusal = refusal_of(error)
+                request.state.code = refusal.short
+                return refuse(refusal, self.style)
             ignored = getattr(request.state, "ignored", ())
             if ignored:
                 response.headers["X-Ignored-Fields"] = ", ".join(ignored).encode("ascii", "replace").decode()

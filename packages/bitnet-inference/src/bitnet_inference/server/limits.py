@@ -145,6 +145,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refusal) -
         await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": ""})
         return
+    scope.setdefault("state", {})["code"] = refusal.short
     path = scope["path"]
     if path.startswith("/api/"):
         body = refusal.to_ollama()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -67,6 +67,9 @@ class Metrics:
     def _define_requests(self) -> None:
         self._http = self._counter("http_requests", "Answers by route and status", ("route", "method", "status"))
         self._http_s = self._histogram("http_seconds", "From a request's head to the answer's end", ("route",), _LONG)
+        self._refused = self._counter(
+            "refused_requests", "Turned away before they were looked at, by the reason", ("reason",)
+        )
         self._open = self._gauge("http_open_requests", "Requests that are being answered", ())
         self._key_tokens = self._counter("key_tokens", "Tokens that a key has used", ("key", "name", "kind"))
         self._key_requests = self._counter("key_requests", "Requests of a key", ("key", "name"))
@@ -145,6 +148,11 @@ class Metrics:
         self._open.dec()
         self._http.labels(route, method, str(status)).inc()
         self._http_s.labels(route).observe(seconds)
+
+    def refused(self, turned: Mapping[str, int]) -> None:
+        """So many were turned away at the door."""
+        for reason, count in turned.items():
+            self._refused.labels(reason).inc(count)
 
     def load(self) -> dict[str, dict[str, Any]]:
         """How busy each model's engine is, as of its last step."""

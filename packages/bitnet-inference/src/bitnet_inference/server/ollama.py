@@ -98,8 +98,7 @@ async def _answer(request: Request, body: Chat | Generate, key: str, asked: bool
         request.state.ignored = (*request.state.ignored, *body.options.ignored())
     if not asked:
         return await _load(request, body, name, key)
-    size = len(await request.body())
-    work = await works_of(request).begin(request, name, body.start, body.wishes(), size=size, names=_NAMES)
+    work = await works_of(request).begin(request, name, body.start, body.wishes(), names=_NAMES)
     if body.keep_alive is not None:
         await models_of(request).keep(name, _seconds(body.keep_alive))
     if body.stream is not False:

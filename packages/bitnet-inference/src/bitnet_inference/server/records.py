@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
-import traceback
-from collections.abc import Callable
-from logging.handlers import QueueHandler, QueueListener
-from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, TextIO
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,9 +18,6 @@ from .limits import refuse
 from .metrics import Metrics
 
 log = logging.getLogger("bitnet_inference.server.requests")
-
-_LOGGERS = ("bitnet_inference", "bitnet_core", "uvicorn")
-_FRAMES = 20
 
 
 class Records:
@@ -76,6 +67,8 @@ class Records:
         tenant = state.get("tenant")
         method = scope.get("method", "WEBSOCKET")
         client = scope.get("client")
+        route = getattr(scope.get("route"), "path", None)
+        work = state.get("work")
         fields = {
             "id": state["request_id"],
             "tenant": None if tenant is None else tenant.id,
@@ -85,61 +78,11 @@ class Records:
             "seconds": round(seconds, 4),
             "address": None if client is None else client[0],
         }
+        code = state.get("code") or ("error" if status >= 400 and status != 499 else None)
+        told = {"route": route, "code": code} | ({} if work is None else work.facts())
         if self._metrics is not None:
-            route = getattr(scope.get("route"), "path", "none")
             known = method if method in ("GET", "HEAD", "POST", "DELETE", "PATCH", "WEBSOCKET") else "other"
-            self._metrics.end(route, known, status, seconds)
+            self._metrics.end(route or "none", known, status, seconds)
         if self._audit is not None and tenant is not None:
             self._audit.append("request", **fields)
-        log.info("request", extra={"fields": fields})
-
-
-class JSONLines(logging.Formatter):
-    """A record as one line of JSON; of an exception type and places alone: its words may be a client's."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": printable(hidden(record.getMessage()), 1000),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info and record.exc_info[0] is not None:
-            line["error"] = record.exc_info[0].__name__
-            frames = traceback.extract_tb(record.exc_info[2])[-_FRAMES:]
-            line["at"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-        return json.dumps(line)
-
-
-class _Handler(QueueHandler):
-    """Hands records on as they are: they are made into text where nobody waits."""
-
-    def prepare(self, record: logging.LogRecord) -> Any:
-        return record
-
-
-def write_logs(stream: TextIO, level: int = logging.INFO) -> Callable[[], None]:
-    """Have the server's logs written as lines of JSON, by a thread; call what is returned to end it."""
-    output = logging.StreamHandler(stream)
-    output.setFormatter(JSONLines())
-    queue: SimpleQueue[Any] = SimpleQueue()
-    handler = _Handler(queue)
-    listener = QueueListener(queue, output)
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
-    listener.start()
-
-    def stop() -> None:
-        for logger, (old, propagate) in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(old)
-            logger.propagate = propagate
-        listener.stop()
-
-    return stop
+        log.info("request", extra={"fields": fields | told})

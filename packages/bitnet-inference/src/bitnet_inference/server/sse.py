@@ -50,6 +50,7 @@ class Stream(Response):
         )
         del self.headers["content-length"]
         self._work = work
+        work.streamed = True
         self._pieces = pieces
         self._failed = failed
         self._writes_since: float | None = None  # since when a piece waits to be taken
@@ -58,7 +59,13 @@ class Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
 
+        state = scope.setdefault("state", {})
+        relay = state.get("relay", _leave)
+
         async def put(data: bytes, more: bool = True) -> None:
+            if more and data and relay(data):
+                self._wrote_at = time.monotonic()
+                return
             self._writes_since = time.monotonic()
             await send({"type": "http.response.body", "body": data, "more_body": more})
             self._writes_since, self._wrote_at = None, time.monotonic()
@@ -71,25 +78,28 @@ class Stream(Response):
             elif now - self._writes_since >= STALL_S:
                 # It reads nothing, and would hold what waits for it: the connection is not closed but dropped.
                 self._work.cancel()
-                scope.get("state", {}).get("abort", _leave)()
+                state.get("abort", _leave)()
 
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             every_s = min(BEAT_S, STALL_S) / 2
-            async with Watch(receive, self._work.cancel, beat, every_s), aclosing(self._events()) as events:
+            async with Watch(receive, self._work.cancel, beat, every_s), aclosing(self._events(state)) as events:
                 async for data in events:
                     await put(data)
             await put(b"", more=False)
         finally:
             self._work.end()
 
-    async def _events(self) -> AsyncGenerator[bytes, None]:
+    async def _events(self, state: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         try:
             async for data in self._pieces:
                 yield data
         except Exception as error:  # noqa: BLE001  # the answer has begun, so its end must tell
-            yield self._failed(refusal_of(error))
+            refusal = refusal_of(error)
+            state["code"] = refusal.short
+            yield self._failed(refusal)
 
 
-def _leave() -> None:
-    """Where the server gives no way to drop a connection, it ends as others do."""
+def _leave(_: bytes = b"") -> bool:
+    """Where the server gives no way past itself, connections end and pieces go as with others."""
+    return False
