@@ -196,16 +196,14 @@ class LLM:
 
     def embed(self, texts: str | Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array:
         """The meaning of a text as a vector of length 1, the state of its last token; of several texts, a row each."""
-        several = [texts] if isinstance(texts, str) else list(texts)
         with self._engine.together() as submit:
-            tickets = [submit(self._state_request(text, adapter)) for text in several]
+            tickets = [submit(request) for request in self._state_requests(texts, adapter)]
             rows = self._rows([ticket.result() for ticket in tickets])
         return rows[0] if isinstance(texts, str) else rows
 
     async def aembed(self, texts: str | Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array:
-        """The same in asyncio."""
-        several = [texts] if isinstance(texts, str) else list(texts)
-        tickets = [self._engine.submit(self._state_request(text, adapter)) for text in several]
+        """The same in asyncio, of as many texts as the queue has room for."""
+        tickets = [self._engine.submit(request) for request in self._state_requests(texts, adapter)]
         rows = self._rows([await ticket.aresult() for ticket in tickets])
         return rows[0] if isinstance(texts, str) else rows
 
@@ -359,8 +357,9 @@ class LLM:
     def _no_adapter(self, name: str) -> str:
         return f"adapter: expected one of {', '.join(self.adapters) or 'those loaded, and none is'}, got {name!r}"
 
-    def _state_request(self, text: Prompt, adapter: str | Adapter | None) -> Request:
-        return Request(prompt=self._prompts.tokens(text), want="state", adapter=self.adapter(adapter))
+    def _state_requests(self, texts: str | Iterable[Prompt], adapter: str | Adapter | None) -> list[Request]:
+        several, found = [texts] if isinstance(texts, str) else list(texts), self.adapter(adapter)
+        return [Request(prompt=self._prompts.tokens(text), want="state", adapter=found) for text in several]
 
     def _rows(self, results: Sequence[Result]) -> Array:
         """The states as vectors of length 1."""

@@ -12,10 +12,9 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import Refusal
-from .turnstile import LATER, Turnstile
+from .turnstile import HEAD_LIMIT, LATER, Turnstile
 
 HEADER_S = 10.0  # for the head of a request, from its first byte, or from the connection on
-HEAD_LIMIT = 16 << 10  # bytes of a request's head
 _BUFFER = (32 << 10, 16 << 10)  # bytes: above the first a writer waits, until there are fewer than the second
 _MALFORMED = {
     400: "the request is not HTTP/1.1 as it should be",

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from . import connection
-from .connection import HEAD_LIMIT, LATE
-from .turnstile import CROWDED, LATER, Turnstile
+from .connection import LATE
+from .turnstile import CROWDED, HEAD_LIMIT, LATER, Turnstile
 
 log = logging.getLogger("bitnet_inference.server")
 
