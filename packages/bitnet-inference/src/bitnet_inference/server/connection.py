@@ -97,6 +97,8 @@ class Connection(H11Protocol):
         """What is not HTTP is refused with the status that the standard has for it, and the connection ends."""
         error = sys.exception()
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        if self._turnstile is not None:
+            self._turnstile.count("malformed")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             words = {431: "Request Header Fields Too Large", 501: "Not Implemented"}.get(status, "Bad Request")
             self.transport.write(_whole(status, words, _MALFORMED.get(status, _MALFORMED[400])))
