@@ -60,7 +60,7 @@ class TestText:
         writing = llm.write(ONCE, max_tokens=40, temperature=0)
         pieces = list(writing)
         assert len(pieces) > 20
-        assert "".join(pieces) == writing.reply == llm.generate(ONCE, max_tokens=40, temperature=0)
+        assert "".join(pieces) == "".join(writing) == writing.reply == llm.generate(ONCE, max_tokens=40, temperature=0)
 
     def test_several_prompts_get_what_each_gets_alone(self, llm: LLM) -> None:
         prompts = [ONCE, "Lily saw", "The big dog"]
@@ -200,6 +200,16 @@ class TestForms:
         assert reply.parsed is None
         assert reply.finish_reason == "length"
 
+    def test_a_text_that_cannot_be_read_is_there_all_the_same(self, llm: LLM) -> None:
+        reply = llm.generate("Answer:", form=Animal, stop='"', seed=1, n=2)
+        for choice in reply.choices:
+            assert choice.finish_reason == "stop"
+            assert choice.startswith("{")
+            with pytest.raises(FormatError, match="answer: JSON: expected text that fits its schema"):
+                _ = choice.parsed
+        with pytest.raises(FormatError):
+            _ = pickle.loads(pickle.dumps(reply)).parsed  # noqa: S301
+
     def test_a_tool_must_be_called_where_the_caller_says_so(self) -> None:
         def weather(city: Literal["Rome", "Paris"]) -> str:
             """Tell the weather."""
@@ -323,6 +333,25 @@ class TestRefusals:
         with pytest.raises(TypeError, match="got both: sampling and top_k"):
             llm.generate(ONCE, sampling=Sampling(), top_k=3)
 
+    def test_none_is_the_default_of_every_setting(self, llm: LLM) -> None:
+        unsaid: dict[str, Any] = dict.fromkeys(Sampling.__slots__)
+        assert llm.generate(ONCE, **unsaid | {"seed": 1, "max_tokens": 5}) == llm.generate(ONCE, seed=1, max_tokens=5)
+
+    def test_what_other_libraries_call_a_setting_is_understood(self) -> None:
+        with pytest.raises(TypeError, match="no option 'n_ctx' of LLM, or of the backend cpu; did you mean 'context'"):
+            LLM(backend="cpu", n_ctx=2048)
+        with pytest.raises(TypeError, match="no option 'threads' of LLM, or of the backend numpy"):
+            LLM(backend="numpy", threads=2)
+
+    @pytest.mark.parametrize("wish", ["adapter", "session"])
+    def test_a_wish_of_another_type_is_refused_before_anything_runs(self, llm: LLM, wish: str) -> None:
+        with pytest.raises(TypeError, match=f"{wish}: expected"):
+            llm.generate(ONCE, **{wish: 5})
+
+    def test_a_stride_of_nothing_is_refused(self, llm: LLM) -> None:
+        with pytest.raises(ValueError, match=r"stride: expected 1\.\.511"):
+            llm.perplexity("one two", stride=0)
+
     @pytest.mark.parametrize("prompt", [[-1], [10**6], np.zeros((2, 2), np.int32), np.array([0.5]), []])
     def test_ids_that_are_none_are_refused(self, llm: LLM, prompt: Any) -> None:
         with pytest.raises(ValueError, match="prompt: expected"):
@@ -331,6 +360,12 @@ class TestRefusals:
     def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(self, llm: LLM) -> None:
         with pytest.raises(ValueError, match=r"prompt: expected 1\.\.511 tokens in a context of 512, got \d+"):
             llm.generate("word " * 1000)
+
+    def test_errors_call_a_model_by_its_name(self) -> None:
+        with LLM(BUILT_IN, threads=1, name="tales") as llm:
+            assert llm.name == "tales"
+            with pytest.raises(UnsupportedError, match=r"^tales: the model has no chat template"):
+                llm.chat("Hello", tools=[{"name": "now"}])
 
     def test_files_that_are_no_model_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "model.gguf").write_bytes(b"not a model at all, only text of some length")

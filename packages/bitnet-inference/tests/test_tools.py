@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jsonschema
 import msgspec
@@ -207,10 +208,6 @@ def odd(a: np.ndarray) -> None:  # type: ignore[type-arg]
     pass
 
 
-async def later(a: int) -> None:
-    pass
-
-
 @pytest.mark.parametrize(
     ("tools", "message"),
     [
@@ -218,9 +215,8 @@ async def later(a: int) -> None:
         ([starred], "tool starred: expected parameters that have names"),
         ([positional], "tool positional: expected parameters that have names"),
         ([odd], "tool odd: an argument's type has no JSON schema"),
-        ([later], "tools: expected functions that are not async"),
+        ([5], "tools: expected functions or descriptions, got 5"),
         ([lambda x: x], "tools.name: expected 1..64 letters, digits, _ and -, got '<lambda>'"),
-        ([5], "tools: expected functions"),
         ([now, now], "tools\\[1\\]: expected a name of its own, got 'now'"),
         ([{"name": "a" * 1_000_000}], "tools\\[0\\].name: expected 1..64 letters"),
         ([{"name": "a b"}], "tools\\[0\\].name"),
@@ -239,6 +235,37 @@ def test_what_is_no_tool_is_refused(tools: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         Toolbox(tools)
     assert len(str(caught.value)) < 500
+
+
+def test_what_stands_beside_a_type_describes_an_argument() -> None:
+    def order(
+        count: Annotated[int, "how many"], size: Annotated[int, pydantic.Field(ge=1, le=3, description="how big")]
+    ) -> int:
+        return count * size
+
+    box = Toolbox([order])
+    schema = box.schemas[0]["function"]["parameters"]["properties"]
+    assert schema["count"]["description"] == "how many"
+    assert schema["size"] == {"description": "how big", "minimum": 1, "maximum": 3, "type": "integer"}
+    assert box.run(Call("order", {"count": 2, "size": 3})) == "6"
+    assert box.run(Call("order", {"count": 2, "size": 4})).startswith("error: ValidationError")
+
+
+def test_an_async_function_is_awaited_wherever_it_is_called() -> None:
+    async def later(a: int) -> int:
+        await asyncio.sleep(0)
+        return a + 1
+
+    async def within() -> str:
+        return Toolbox([later]).run(Call("later", {"a": 1}))
+
+    assert Toolbox([later]).run(Call("later", {"a": 1})) == asyncio.run(within()) == "2"
+
+
+def test_a_description_may_be_written_as_anthropic_has_it() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    box = Toolbox([{"name": "weather", "description": "Tell it.", "input_schema": schema}])
+    assert box.schemas[0]["function"] == {"name": "weather", "description": "Tell it.", "parameters": schema}
 
 
 # --- calls in a text

@@ -6,8 +6,10 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -34,6 +36,7 @@ from .speculation import Speculation
 from .ticket import Job, Ticket
 
 T = TypeVar("T")
+_EXIT_S = 10.0  # that a program waits at its end for a step that does not come to one
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class Engine:
         )
         self._thread = threading.Thread(target=self._loop.run, name="bitnet-engine", daemon=True)
         self._start()
+        # A program must not end in the midst of a step: the thread would wake up in a Python that is gone.
+        weakref.finalize(self._thread, _end_at_exit, self._loop, weakref.ref(self._thread))
         # The thread holds the loop and not the engine: of one that nobody holds, the work is finished, and it goes.
         self._leave = weakref.finalize(self, self._loop.inbox.put, partial(self._loop.leave, math.inf))
         self._leave.atexit = False
@@ -124,6 +129,31 @@ class Engine:
             raise
         self._loop.inbox.put(partial(self._loop.add, job, sequences))
         return Ticket(job, partial(_cancel, self._loop, job))
+
+    @contextmanager
+    def together(self) -> Iterator[Callable[[Request], Ticket]]:
+        """`submit` for the many requests of one call: where the queue is full, it waits for the first of them.
+
+        Those that have not ended when the call is left are cancelled.
+        """
+        begun: deque[Ticket] = deque()
+
+        def submit(request: Request) -> Ticket:
+            while True:
+                try:
+                    begun.append(self.submit(request))
+                except Overloaded:
+                    if not begun:
+                        raise
+                    begun.popleft().join()
+                else:
+                    return begun[-1]
+
+        try:
+            yield submit
+        finally:
+            for ticket in begun:
+                ticket.cancel()
 
     def stats(self) -> EngineStats:
         """The engine at this moment."""
@@ -236,14 +266,19 @@ class Engine:
             raise ValueError("session: its tenant and its adapter must be those of the request")
 
     def _check_open(self) -> None:
-        if self._closed or not self._thread.is_alive():
+        if self._closed or self._loop.failure is not None:
             raise EngineClosed("the engine is closed") from self._loop.failure
+        if not self._thread.is_alive():  # threads do not come along into a fork
+            raise EngineClosed("the engine works in the process that made it; make one in this process")
 
     def _enter(self, job: Job, sequences: list[Sequence]) -> None:
         with self._lock:
             self._check_open()
             if len(self._loop.jobs) >= self.queue:
-                raise Overloaded(f"{self.queue} requests are waiting or running; try again when some have ended")
+                raise Overloaded(
+                    f"{self.queue} requests are waiting or running, as many as queue allows; "
+                    "try again when some have ended"
+                )
             self._loop.jobs[job.number] = (job, sequences)
 
     def _prepare(self, request: Request, prompt: Tokens) -> tuple[Job, list[Sequence]]:
@@ -308,6 +343,14 @@ class Engine:
 def _cancel(loop: Loop, job: Job) -> None:
     if not job.done:
         loop.inbox.put(partial(loop.cancel, job.number))
+
+
+def _end_at_exit(loop: Loop, thread: weakref.ref[threading.Thread]) -> None:
+    """Cancel all that is at work, and wait for the thread; nothing, where it has ended before."""
+    running = thread()
+    if running is not None and running.is_alive():
+        loop.inbox.put(partial(loop.leave, -math.inf))
+        running.join(_EXIT_S)
 
 
 def _whole(name: str, value: int, least: int) -> int:

@@ -23,7 +23,7 @@ from bitnet_core.tokenizer import Tokenizer
 from . import likelihood, options
 from .conversation import Conversation
 from .engine import Engine
-from .likelihood import Perplexity, Score
+from .likelihood import Perplexity, Score, Submit
 from .observer import Observer
 from .options import Options
 from .penalties import breaker_tokens
@@ -50,7 +50,7 @@ class LLM:
     `model`: a name on the hub, a folder, a GGUF file, a `Model`, or None for the small story model that comes with
     this package. `memory`: bytes that weights and caches may take together. `draft`: a smaller model of the same
     vocabulary, whose guesses the model checks several at a time. `observer` is told of each step and each request that
-    ended. What is left goes to the backend: `head`, `kv`, `isa`.
+    ended. `name`: what errors and servers call it. What is left goes to the backend: `head`, `kv`, `isa`.
     """
 
     def __init__(  # noqa: PLR0913  # each is a setting of its own, given by name
@@ -67,14 +67,16 @@ class LLM:
         prefix_cache: bool = True,
         draft: str | os.PathLike[str] | Model | None = None,
         observer: Observer | None = None,
+        name: str | None = None,
         progress: Callable[[Any], None] | None = None,
         **backend_options: Any,
     ) -> None:
         if threads is not None:
             backend_options["threads"] = threads
         self.model = _open(model, progress)
-        self.name = "stories" if model is None else "model" if isinstance(model, Model) else os.fspath(model)
+        self.name = name or _name(model)
         self.backend = backends.get(backend)
+        options.check_backend(backend_options, self.backend)
         self._pool = Pool(memory, name="llm")
         place = partial(self.backend.load, memory=self._pool, **backend_options)
         with ExitStack() as stack:  # what was placed goes, if what comes after it fails
@@ -117,13 +119,16 @@ class LLM:
 
     def generate(self, prompt: Prompt | list[Prompt], **wishes: Unpack[Options]) -> Reply | list[Reply]:  # type: ignore[misc]
         """What follows a prompt, a text or token ids; of a list of prompts a list, computed together."""
-        if _is_several(prompt):
-            return [writing.reply for writing in [self.write(one, **wishes) for one in prompt]]
-        return self.write(cast("Prompt", prompt), **wishes).reply
+        if not _is_several(prompt):
+            with self.write(cast("Prompt", prompt), **wishes) as writing:
+                return writing.reply
+        with self._engine.together() as submit:
+            return [writing.reply for writing in [self._write(one, wishes, submit) for one in prompt]]
 
     async def agenerate(self, prompt: Prompt, **wishes: Unpack[Options]) -> Reply:
         """What follows one prompt, in asyncio; `asyncio.gather` computes several together."""
-        return await self.write(prompt, **wishes).areply()
+        with self.write(prompt, **wishes) as writing:
+            return await writing.areply()
 
     def chat(
         self,
@@ -139,7 +144,8 @@ class LLM:
         `tools`: functions that it may ask to have called; `conversation` also calls them. `template`: variables of
         the template beyond the usual ones.
         """
-        return self.stream(messages, tools=tools, tool_choice=tool_choice, template=template, **wishes).reply
+        with self.stream(messages, tools=tools, tool_choice=tool_choice, template=template, **wishes) as writing:
+            return writing.reply
 
     async def achat(
         self,
@@ -151,8 +157,8 @@ class LLM:
         **wishes: Unpack[Options],
     ) -> Reply:
         """The same in asyncio."""
-        writing = self.stream(messages, tools=tools, tool_choice=tool_choice, template=template, **wishes)
-        return await writing.areply()
+        with self.stream(messages, tools=tools, tool_choice=tool_choice, template=template, **wishes) as writing:
+            return await writing.areply()
 
     def stream(
         self,
@@ -170,9 +176,7 @@ class LLM:
 
     def write(self, prompt: Prompt, **wishes: Unpack[Options]) -> Writing:
         """What follows a prompt, piece by piece; its `reply` is the whole."""
-        # What begins every text stands before the first part of a session alone.
-        begins = not wishes.get("session")
-        return self._submit(self._prompts.tokens(prompt, begins=begins), wishes, continues=True)
+        return self._write(prompt, wishes, self._engine.submit)
 
     def session(self, **scope: Any) -> Session:
         """A text that requests go on with, one after another: pass it to `generate` or `write` as `session`."""
@@ -195,8 +199,9 @@ class LLM:
     def embed(self, texts: str | Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array:
         """The meaning of a text as a vector of length 1, the state of its last token; of several texts, a row each."""
         several = [texts] if isinstance(texts, str) else list(texts)
-        tickets = [self._engine.submit(self._state_request(text, adapter)) for text in several]
-        states = [ticket.result().state for ticket in tickets]
+        with self._engine.together() as submit:
+            tickets = [submit(self._state_request(text, adapter)) for text in several]
+            states = [ticket.result().state for ticket in tickets]
         rows = np.array(states, np.float32).reshape(len(states), self.model.spec.hidden_size)
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return rows[0] if isinstance(texts, str) else rows
@@ -234,13 +239,13 @@ class LLM:
         The windows after the first score `stride` tokens each, by default one context's worth.
         """
         found, context = self.adapter(adapter), self._engine.context
-        begun = [
-            likelihood.score(
-                self._engine.submit, tokens, first, context=context, stride=stride or context - 1, adapter=found
-            )
-            for tokens, first in pairs
-        ]
-        return [wait() for wait in begun]
+        step = context - 1 if stride is None else stride
+        with self._engine.together() as submit:
+            begun = [
+                likelihood.score(submit, tokens, first, context=context, stride=step, adapter=found)
+                for tokens, first in pairs
+            ]
+            return [wait() for wait in begun]
 
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> Adapter:
         """Read a LoRA adapter of PEFT's format; requests use it by its name, at once."""
@@ -281,6 +286,12 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _write(self, prompt: Prompt, wishes: Mapping[str, Any], submit: Submit) -> Writing:
+        options.check(wishes)
+        # What begins every text stands before the first part of a session alone.
+        begins = not wishes.get("session")
+        return self._submit(self._prompts.tokens(prompt, begins=begins), wishes, submit=submit, continues=True)
+
     def _submit(
         self,
         tokens: Tokens,
@@ -288,6 +299,7 @@ class LLM:
         toolbox: Toolbox | None = None,
         tool_choice: ToolChoice = "auto",
         *,
+        submit: Submit | None = None,
         continues: bool = False,
     ) -> Writing:
         options.check(wishes)
@@ -297,7 +309,8 @@ class LLM:
         reader = None
         if form is not None or toolbox:
             reader = partial(_read, form, toolbox)
-        return Writing(self._engine.submit(request), request, tokenizer, continues=continues, read=reader)
+        ticket = (submit or self._engine.submit)(request)
+        return Writing(ticket, request, tokenizer, continues=continues, read=reader)
 
     def _request(self, tokens: Tokens, wishes: Mapping[str, Any], form: Form | None, *, continues: bool) -> Request:
         sampling = options.sampling_of(wishes, self.model, lambda: self._breakers)
@@ -334,8 +347,10 @@ class LLM:
 
     def adapter(self, wanted: str | Adapter | None) -> Adapter | None:
         """The adapter of a name that is loaded; an adapter, or None, is itself."""
-        if not isinstance(wanted, str):
+        if wanted is None or isinstance(wanted, Adapter):
             return wanted
+        if not isinstance(wanted, str):
+            raise TypeError(f"adapter: expected a name, an Adapter or None, got {type(wanted).__name__}")
         adapter = self._adapters.get(wanted)
         if adapter is None:
             raise ValueError(self._no_adapter(wanted))
@@ -352,6 +367,10 @@ def _open(model: str | os.PathLike[str] | Model | None, progress: Callable[[Any]
     if isinstance(model, Model):
         return model
     return load(BUILT_IN if model is None else model, progress=progress)
+
+
+def _name(model: str | os.PathLike[str] | Model | None) -> str:
+    return "stories" if model is None else "model" if isinstance(model, Model) else os.fspath(model)
 
 
 def _is_several(prompt: Any) -> TypeGuard[list[Prompt]]:

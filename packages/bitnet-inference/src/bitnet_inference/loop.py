@@ -165,7 +165,7 @@ class Loop:
                 continue
             try:
                 self._settle(sequence, result, now)
-            except Exception as error:  # noqa: BLE001  # a processor, a constraint or a stopper: not the engine's own
+            except BaseException as error:  # noqa: BLE001  # a processor's, which may exit: not the engine's own
                 self._fail(job, error)
             else:
                 jobs[job.number] = job

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal, TypedDict
 
-from bitnet_core.model import Adapter, Model
+from bitnet_core.model import Adapter, Backend, Model
 
 from .session import Session
 from .settings import Processor, Sampling
@@ -15,6 +16,24 @@ from .settings import Processor, Sampling
 _SAMPLING = frozenset(field.name for field in fields(Sampling))
 # Where a model's makers advise nothing: all of a small model's distribution has too much chance in it.
 _USUAL: Mapping[str, float] = {"temperature": 0.8, "top_p": 0.95}
+
+# What other libraries call the same.
+_ELSEWHERE: Mapping[str, str] = {
+    "n_ctx": "context",
+    "max_model_len": "context",
+    "num_ctx": "context",
+    "n_threads": "threads",
+    "max_new_tokens": "max_tokens",
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "stop_token_ids": "stop_tokens",
+    "sampling_params": "sampling",
+    "logits_processor": "processors",
+    "logits_processors": "processors",
+    "response_format": "form",
+    "lora_request": "adapter",
+}
+_CONSTRUCTOR = ("backend", "memory", "context", "max_sequences", "step_tokens", "queue", "prefix_cache", "name")
 
 
 class Options(TypedDict, total=False):
@@ -59,9 +78,28 @@ def check(options: Mapping[str, Any]) -> None:
     """Refuse a keyword that there is not, and name the one that was meant."""
     for name in options:
         if name not in Options.__annotations__:
-            near = difflib.get_close_matches(name, Options.__annotations__, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"no option {name!r}{hint}")
+            raise TypeError(f"no option {name!r}{_meant(name, Options.__annotations__)}")
+    session = options.get("session")
+    if session is not None and not isinstance(session, Session):
+        raise TypeError(f"session: expected a Session, got {type(session).__name__}")
+
+
+def check_backend(options: Mapping[str, Any], backend: Backend) -> None:
+    """Refuse a keyword of the constructor that neither it nor the backend has."""
+    known = inspect.signature(backend.load).parameters
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in options:
+        if name not in known:
+            own = [each for each, parameter in known.items() if parameter.kind == parameter.KEYWORD_ONLY]
+            hint = _meant(name, [*own, *_CONSTRUCTOR])
+            raise TypeError(f"no option {name!r} of LLM, or of the backend {backend.name}{hint}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in names else difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def sampling_of(options: Mapping[str, Any], model: Model, breakers: Callable[[], frozenset[int]]) -> Sampling:
@@ -69,7 +107,8 @@ def sampling_of(options: Mapping[str, Any], model: Model, breakers: Callable[[],
 
     `breakers` gives the tokens that no repetition runs across, where the caller names none.
     """
-    given = {name: value for name, value in options.items() if name in _SAMPLING}
+    # Of every setting, None is the default.
+    given = {name: value for name, value in options.items() if name in _SAMPLING and value is not None}
     whole = options.get("sampling")
     if whole is not None:
         if given:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bitnet_core.errors import FormatError
 from bitnet_core.tokenizer import Tokenizer
 
-from .request import Output, PromptLogprob, Reason, Timings, Usage
+from .request import PromptLogprob, Reason, Timings, Usage
 from .tools import Call
 
 
@@ -34,6 +35,7 @@ class Details:
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens, where they were asked for
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of the prompt, from its second token on
     parsed: Any = None  # the value that the text is, where a form was asked for
+    unread: FormatError | None = None  # why it has no such value, though it came to its end
     tool_calls: tuple[Call, ...] = ()
 
 
@@ -86,7 +88,12 @@ class Reply(str):
 
     @property
     def parsed(self) -> Any:
-        """The value that the text is, where a form was asked for."""
+        """The value that the text is, where a form was asked for; None where the text was cut by its length.
+
+        FormatError where it cannot be read, as where a stop string cut it, or a type has rules that no grammar knows.
+        """
+        if self.details.unread is not None:
+            raise self.details.unread
         return self.details.parsed
 
     @property
@@ -117,12 +124,6 @@ def token_logprob(
     data = tokenizer.token_bytes(token) if tokenizer and token < tokenizer.vocab_size else b""
     others = tuple(token_logprob(tokenizer, other, value) for other, value in top)
     return TokenLogprob(token, data.decode("utf-8", "replace"), data, logprob, others)
-
-
-def logprobs_of(tokenizer: Tokenizer | None, output: Output) -> tuple[TokenLogprob, ...]:
-    """The log-probabilities of an output's tokens, where they were asked for."""
-    pairs = zip(output.tokens, output.logprobs, output.tops, strict=False)
-    return tuple(token_logprob(tokenizer, token, logprob, top) for token, logprob, top in pairs)
 
 
 def prompt_logprobs_of(tokenizer: Tokenizer | None, found: Sequence[PromptLogprob]) -> tuple[TokenLogprob, ...]:

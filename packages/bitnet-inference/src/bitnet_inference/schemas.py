@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 import msgspec
 
@@ -25,6 +27,12 @@ _BITS = 1024  # of a whole number, as many as the largest float has
 # Keywords whose value is a schema, a list of schemas, or schemas by name.
 _ONE = ("items", "additionalItems", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+# What a string's format may be, of those that types have.
+_FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_DECIMAL = r"^-?[0-9]{1,20}(\.[0-9]{1,20})?$"
+_UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-V[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+_NO_SIGN_ALONE = "^(?!^[-+.]*$)"  # how pydantic's pattern of a decimal begins, and no grammar looks ahead
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 
@@ -93,16 +101,19 @@ def schema_of(kind: Any, *, strict: bool = True) -> tuple[dict[str, Any], Callab
     msgspec Structs, dataclasses, TypedDicts, enums, Literals and the built-in types; pydantic models, and all that
     pydantic knows once it is imported. Not `strict`: a number may be written as a string.
     """
-    try:
-        return _closed(msgspec.json.schema(kind)), lambda text: msgspec.json.decode(text, type=kind, strict=strict)
-    except (TypeError, RecursionError) as error:
-        # Only a program that has imported pydantic can have its types.
-        pydantic = sys.modules.get("pydantic")
-        if pydantic is None:
-            raise _unknown(kind, error) from error
+    # Only a program that has imported pydantic can have its types, and its fields in the types of others.
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not any(isinstance(note, pydantic.fields.FieldInfo) for note in _notes(kind)):
+        try:
+            schema = msgspec.json.schema(kind)
+        except (TypeError, RecursionError) as error:
+            if pydantic is None:
+                raise _unknown(kind, error) from error
+        else:
+            return _writable(schema), lambda text: msgspec.json.decode(text, type=kind, strict=strict)
     try:
         adapter = pydantic.TypeAdapter(kind)
-        return _closed(adapter.json_schema()), adapter.validate_json
+        return _writable(adapter.json_schema()), adapter.validate_json
     except (pydantic.PydanticUserError, TypeError) as error:
         raise _unknown(kind, error) from error
 
@@ -112,7 +123,8 @@ def read(text: str, decode: Callable[[str], Any]) -> Any:
     try:
         return decode(text)
     except (ValueError, RecursionError) as error:
-        reason = str(error).partition("\n")[0]
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        reason = lines[0] if len(lines) < 3 else f"{lines[1]}: {lines[2]}"  # pydantic's first line counts errors alone
         raise FormatError("answer", "JSON", "text that fits its schema", f"{_ends(text)} ({reason})") from error
 
 
@@ -158,14 +170,50 @@ def _check_plain(path: str, value: object) -> None:
         raise refusal(path, "an object, a list, a string, a number, a boolean or null", type(value).__name__)
 
 
-def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a type, in which each object that names its keys takes no others."""
+def _notes(kind: Any, depth: int = 0) -> Iterator[Any]:
+    """What stands beside the types in a type: the further arguments of each Annotated."""
+    yield from getattr(kind, "__metadata__", ())
+    inner = list(get_args(kind)) if get_origin(kind) is not Literal else []
+    if dataclasses.is_dataclass(kind) or is_typeddict(kind):
+        inner += get_type_hints(kind, include_extras=True).values()
+    if depth < DEPTH_LIMIT:
+        for each in inner:
+            yield from _notes(each, depth + 1)
+
+
+def _writable(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a type as grammars can be made of it; what they do not know is left to the type's own check.
+
+    Each object that names its keys takes no others.
+    """
     if "properties" in schema:
         schema.setdefault("additionalProperties", False)
+    schema.pop("uniqueItems", None)  # of sets: what comes twice is in them once
+    if isinstance(names := schema.pop("propertyNames", None), dict):
+        _name_keys(schema, names)
+    if schema.get("type") == "string" and schema.pop("contentEncoding", None) == "base64":
+        schema["pattern"] = _BASE64
+    if schema.get("format") == "decimal":
+        schema["pattern"] = _DECIMAL
+    if version := re.fullmatch("uuid([1-8])", str(schema.get("format"))):
+        schema["pattern"] = _UUID.replace("V", version[1])
+    if isinstance(schema.get("format"), str) and schema["format"] not in _FORMATS:
+        del schema["format"]
+    if str(schema.get("pattern", "")).startswith(_NO_SIGN_ALONE):
+        schema["pattern"] = _DECIMAL
     for _, inner in subschemas(schema, ""):
         if isinstance(inner, dict):
-            _closed(inner)
+            _writable(inner)
     return schema
+
+
+def _name_keys(schema: dict[str, Any], names: Schema) -> None:
+    """A dict whose keys have a type: those of an enum, or those of a pattern."""
+    value = schema.get("additionalProperties", {})
+    if isinstance(keys := names.get("enum", [names["const"]] if "const" in names else None), list):
+        schema["properties"], schema["additionalProperties"] = dict.fromkeys(map(str, keys), value), False
+    elif "pattern" in names:
+        schema["patternProperties"], schema["additionalProperties"] = {names["pattern"]: value}, False
 
 
 def _repeats(pattern: str) -> int:

@@ -8,12 +8,14 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import Self
+from functools import partial
+from typing import Self, TypeVar
 
 from bitnet_core.model import Array, Tokens
 
 from .request import Emission, Output, PromptLogprob, Reason, Request, Result, Timings, Usage
 
+T = TypeVar("T")
 _Listeners = deque[tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]]
 
 
@@ -152,7 +154,7 @@ class Ticket:
             if job.done and seen >= len(job.emissions):
                 self._raise()
                 return
-            job.wait(seen)
+            self._wait(partial(job.wait, seen))
 
     async def __aiter__(self) -> AsyncIterator[Emission]:
         job, seen = self._job, 0
@@ -167,10 +169,14 @@ class Ticket:
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the end; raises what the request failed with, or TimeoutError, after which it still goes on."""
-        if not self._job.join(timeout):
+        if not self._wait(lambda: self._job.join(timeout)):
             raise TimeoutError(f"the request has not finished within {timeout} s")
         self._raise()
         return self._job.result()
+
+    def join(self) -> None:
+        """Wait for the end, whatever it is."""
+        self._wait(lambda: self._job.join(None))
 
     async def aresult(self) -> Result:
         """The same in asyncio."""
@@ -178,6 +184,14 @@ class Ticket:
             await self._job.listen(None)
         self._raise()
         return self._job.result()
+
+    def _wait(self, wait: Callable[[], T]) -> T:
+        """What is waited for; who interrupts that wants no more of it, though a traceback may hold it for long."""
+        try:
+            return wait()
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
 
     def _raise(self) -> None:
         if self._job.error is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import inspect
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field, make_dataclass
 from typing import Any, get_type_hints
 
@@ -27,6 +29,7 @@ _ERROR_LIMIT = 1000
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 # What stands in front of a call: of Hermes and Qwen, of Mistral, and Llama's way to write the name apart.
 _MARKS = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<function=([a-zA-Z0-9_-]{1,64})>")
+_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}  # the parameters of what has none
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 
 
@@ -146,7 +149,7 @@ def _described(tool: Mapping[str, Any], where: str) -> _Tool:
     if not isinstance(function, Mapping):
         raise refusal(f"{where}.function", "an object", type(function).__name__)
     name, text = _checked_name(function.get("name"), where), function.get("description", "")
-    parameters = function.get("parameters") or {"type": "object", "properties": {}, "additionalProperties": False}
+    parameters = function.get("parameters") or function.get("input_schema") or dict(_NOTHING)
     if not isinstance(text, str):
         raise refusal(f"{where}.description", "a string", type(text).__name__)
     check_schema(parameters, f"{where}.parameters")
@@ -154,10 +157,12 @@ def _described(tool: Mapping[str, Any], where: str) -> _Tool:
 
 
 def _function(function: Callable[..., Any]) -> _Tool:
-    if not callable(function) or inspect.iscoroutinefunction(function):
-        raise refusal("tools", "functions that are not async, or descriptions", repr(function))
+    if not callable(function):
+        raise refusal("tools", "functions or descriptions", repr(function))
     name = _checked_name(getattr(function, "__name__", None), "tools")
-    description, arguments = _documentation(inspect.getdoc(function) or "")
+    description, arguments = _documentation(
+        (function.__dict__.get("__doc__") if inspect.isclass(function) else inspect.getdoc(function)) or ""
+    )
     kind = _arguments_type(function, name)
     try:
         schema, decode = schema_of(kind, strict=False)
@@ -169,12 +174,14 @@ def _function(function: Callable[..., Any]) -> _Tool:
     schema.pop("title", None)
     for argument, about in schema["properties"].items():
         about.pop("title", None)
-        if argument in arguments:
-            about.setdefault("description", arguments[argument])
+        said = arguments.get(argument) or _said(kind, argument)
+        if said:
+            about.setdefault("description", said)
 
     def call(given: Mapping[str, Any]) -> Any:
         values = decode(json.dumps(given))
-        return function(**{name: getattr(values, name) for name in schema["properties"]})
+        answer = function(**{name: getattr(values, name) for name in schema["properties"]})
+        return _awaited(answer) if inspect.iscoroutine(answer) else answer
 
     return _Tool(name, _description(name, description, schema), call)
 
@@ -202,6 +209,12 @@ def _arguments_type(function: Callable[..., Any], name: str) -> type:
     return make_dataclass(name.replace("-", "_"), fields, kw_only=True, slots=True)
 
 
+def _said(kind: type, name: str) -> str:
+    """What stands beside a parameter's type: Annotated[int, "how many"]."""
+    notes = getattr(get_type_hints(kind, include_extras=True)[name], "__metadata__", ())
+    return next((note for note in notes if isinstance(note, str)), "")
+
+
 def _field(default: Any) -> Any:
     if default is inspect.Parameter.empty:
         return field(default=MISSING)
@@ -210,6 +223,12 @@ def _field(default: Any) -> Any:
 
 def _is_mutable(value: Any) -> bool:
     return type(value).__hash__ is None
+
+
+def _awaited(answer: Coroutine[Any, Any, Any]) -> Any:
+    """What an async function gives, in a loop of its own: there may be one in this thread already."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, answer).result()
 
 
 def _documentation(text: str) -> tuple[str, dict[str, str]]:

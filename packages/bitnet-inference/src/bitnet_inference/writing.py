@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self
 
+from bitnet_core.errors import FormatError
 from bitnet_core.tokenizer import Tokenizer
 
-from .reply import Details, Piece, Reply, TokenLogprob, logprobs_of, prompt_logprobs_of, token_logprob
+from .reply import Details, Piece, Reply, TokenLogprob, prompt_logprobs_of, token_logprob
 from .request import Emission, Output, Request, Result
 from .stopping import TextStops
 from .ticket import Ticket
@@ -25,7 +26,9 @@ class _Text:
         self._tokenizer = tokenizer
         self._ends = sampling.stop_tokens | request.eos if not sampling.include_stop else frozenset[int]()
         self._wants = sampling.logprobs is not None
-        self._logprobs: list[TokenLogprob] = []
+        self._shown = 0  # log-probabilities that went with a piece
+        self.logprobs: list[TokenLogprob] = []
+        self.pieces: list[Piece] = []
         self._stops = None
         if tokenizer is not None:
             self._stops = TextStops(
@@ -39,7 +42,7 @@ class _Text:
     def feed(self, emission: Emission) -> Piece | None:
         """The text that this token completes, if it does."""
         if self._wants and emission.logprob is not None:
-            self._logprobs.append(token_logprob(self._tokenizer, emission.token, emission.logprob, emission.top))
+            self.logprobs.append(token_logprob(self._tokenizer, emission.token, emission.logprob, emission.top))
         if self._stops is None:
             return None
         if emission.finish_reason == "stop" and emission.token in self._ends:
@@ -50,11 +53,13 @@ class _Text:
     def finish(self, index: int) -> Piece | None:
         """What was held back."""
         text = self._stops.finish() if self._stops is not None else ""
-        return self._piece(text, index) if text or self._logprobs else None
+        return self._piece(text, index) if text or self._shown < len(self.logprobs) else None
 
     def _piece(self, text: str, index: int) -> Piece:
-        logprobs, self._logprobs = tuple(self._logprobs), []
-        return Piece(text, index, logprobs)
+        piece = Piece(text, index, tuple(self.logprobs[self._shown :]))
+        self._shown = len(self.logprobs)
+        self.pieces.append(piece)
+        return piece
 
 
 class Writing:
@@ -77,35 +82,32 @@ class Writing:
         self._tokenizer = tokenizer
         self._continues = continues
         self._read = read
+        self._texts: list[_Text] | None = None  # when they are whole
         self._reply: Reply | None = None
 
     def __iter__(self) -> Iterator[Piece]:
-        texts = self._texts()
+        texts = self._begin()
         for emission in self.ticket:
             if (piece := texts[emission.index].feed(emission)) is not None:
                 yield piece
-        yield from self._rest(texts)
+        yield from self._end(texts)
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        texts = self._texts()
+        texts = self._begin()
         async for emission in self.ticket:
             if (piece := texts[emission.index].feed(emission)) is not None:
                 yield piece
-        for piece in self._rest(texts):
+        for piece in self._end(texts):
             yield piece
 
     @property
     def reply(self) -> Reply:
         """The whole text, when it is finished; blocks until then."""
-        if self._reply is None:
-            self._reply = self._make(self.ticket.result())
-        return self._reply
+        return self._make(self.ticket.result()) if self._reply is None else self._reply
 
     async def areply(self) -> Reply:
         """The same in asyncio."""
-        if self._reply is None:
-            self._reply = self._make(await self.ticket.aresult())
-        return self._reply
+        return self._make(await self.ticket.aresult()) if self._reply is None else self._reply
 
     def close(self) -> None:
         """End the request now; nothing happens if it has ended."""
@@ -117,42 +119,55 @@ class Writing:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _texts(self) -> list[_Text]:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self) -> list[_Text]:
         count = self._request.sampling.n
         return [_Text(self._tokenizer, self._request, self._continues) for _ in range(count)]
 
-    def _rest(self, texts: list[_Text]) -> Iterator[Piece]:
-        for index, text in enumerate(texts):
-            if (piece := text.finish(index)) is not None:
-                yield piece
+    def _end(self, texts: list[_Text]) -> Iterator[Piece]:
+        rest = [piece for index, text in enumerate(texts) if (piece := text.finish(index)) is not None]
+        self._texts = texts
+        yield from rest
 
     def _make(self, result: Result) -> Reply:
-        replies = [self._reply_of(index, output, result) for index, output in enumerate(result.outputs)]
+        """The reply of what has ended; what nobody read piece by piece to its end is read now."""
+        if self._texts is None:
+            for _ in self:
+                pass
+        texts = self._texts or []
+        replies = [self._reply_of(text, output, result) for text, output in zip(texts, result.outputs, strict=True)]
         for reply in replies:
             reply.choices = tuple(replies)
-        return replies[0]
+        self._reply = replies[0]
+        return self._reply
 
-    def _reply_of(self, index: int, output: Output, result: Result) -> Reply:
-        text = self._text_of(index, output)
+    def _reply_of(self, written: _Text, output: Output, result: Result) -> Reply:
+        text = "".join(written.pieces)
         whole = output.finish_reason == "stop"
-        parsed, calls = self._read(text, whole) if self._read else (None, ())
+        parsed: Any = None
+        calls: tuple[Call, ...] = ()
+        unread: FormatError | None = None
+        if self._read is not None:
+            try:
+                parsed, calls = self._read(text, whole)
+            except FormatError as error:  # the text is there all the same
+                unread = error.with_traceback(None)
+                # A reply that is kept must not keep the frames that errors hold, and the model with them.
+                unread.__cause__ = unread.__context__ = None
         details = Details(
             finish_reason="tool_calls" if calls and whole else output.finish_reason,
             tokens=output.tokens,
             usage=result.usage,
             timings=result.timings,
-            logprobs=logprobs_of(self._tokenizer, output),
+            logprobs=tuple(written.logprobs),
             prompt_logprobs=prompt_logprobs_of(self._tokenizer, result.prompt_logprobs),
             parsed=parsed,
+            unread=unread,
             tool_calls=calls,
         )
         return Reply(text, details)
-
-    def _text_of(self, index: int, output: Output) -> str:
-        text = _Text(self._tokenizer, self._request, self._continues)
-        last = len(output.tokens) - 1
-        pieces = [
-            text.feed(Emission(index, token, finish_reason=output.finish_reason if place == last else None))
-            for place, token in enumerate(output.tokens)
-        ]
-        return "".join(piece for piece in (*pieces, text.finish(index)) if piece is not None)
