@@ -99,6 +99,8 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for in the text."""
+        if type(token) is int and 0 <= token < len(self._bytes):  # of every token that is written: no array for one
+            return self._bytes[token]
         return self._bytes[self._checked([token])[0]]
 
     def vocabulary_bytes(self) -> Sequence[bytes]:

@@ -16,7 +16,7 @@ from .sampling import score
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .speculation import Speculation
-from .ticket import Job
+from .ticket import Bell, Job
 
 log = logging.getLogger("bitnet_inference")
 
@@ -54,6 +54,7 @@ class Loop:
         self.clock = clock
         self.step_tokens = step_tokens
         self.failure: BaseException | None = None
+        self.bell = Bell()
         self._leaving: float | None = None  # when those who have not ended are cancelled
         self._deadlines: list[tuple[float, int]] = []
         self._pace = 0.0  # seconds that a token of a prompt takes
@@ -76,9 +77,11 @@ class Loop:
         if not self._receive():
             return False
         self._expire()
+        self.bell.ring()
         self._look()
         self.scheduler.admit(self.clock())
         self._step()
+        self.bell.ring()
         return True
 
     def add(self, job: Job, sequences: list[Sequence]) -> None:
@@ -124,6 +127,7 @@ class Loop:
         error = self.failure or EngineClosed("the engine was closed before this request had ended")
         for job, _ in list(self.jobs.values()):
             self._fail(job, error)
+        self.bell.ring()
         self.scheduler.prefixes.clear()
 
     def _expire(self) -> None:
@@ -170,7 +174,8 @@ class Loop:
             else:
                 jobs[job.number] = job
         for job in jobs.values():
-            job.notify()
+            job.notify(self.bell)
+        self.bell.ring()
         self.observation.settle()
 
     def _budget(self) -> int:
@@ -306,7 +311,7 @@ class Loop:
         self.jobs.pop(job.number, None)
         job.ended = self.clock()
         self.observation.finish(job)
-        job.finish()
+        job.finish(self.bell)
 
 
 def _open(job: Job, sequences: Iterable[Sequence]) -> list[Sequence]:

@@ -19,6 +19,27 @@ T = TypeVar("T")
 _Listeners = deque[tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]]
 
 
+class Bell:
+    """Wakes tasks that wait for tokens; those of one event loop by one call, for a call wakes its thread."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+
+    def add(self, listeners: _Listeners) -> None:
+        """These are woken when it rings, and wait no more."""
+        while listeners:
+            loop, future = listeners.popleft()
+            self._waiting.setdefault(loop, []).append(future)
+
+    def ring(self) -> None:
+        """Wake them."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            for loop, futures in waiting.items():
+                with suppress(RuntimeError):  # the loop was closed: nobody listens any more
+                    loop.call_soon_threadsafe(_wake, futures)
+
+
 class Job:
     """A request on its way: the engine's thread writes, readers look.
 
@@ -49,21 +70,21 @@ class Job:
         self._listeners: _Listeners = deque()  # tasks that do
         self._heirs: _Listeners = deque()  # tasks that wait for the end
 
-    def notify(self) -> None:
-        """Wake whoever waits for the next token."""
+    def notify(self, bell: Bell) -> None:
+        """Wake whoever waits for the next token: threads now, tasks when the bell rings."""
         # A reader says that it waits, then looks; here something was written, then we look: one sees the other.
         if self._readers:
             with self._condition:
                 self._condition.notify_all()
-        _call(self._listeners)
+        bell.add(self._listeners)
 
-    def finish(self) -> None:
+    def finish(self, bell: Bell) -> None:
         """Nothing comes after this."""
         self.done = True
         with self._condition:
             self._condition.notify_all()
-        _call(self._listeners)
-        _call(self._heirs)
+        bell.add(self._listeners)
+        bell.add(self._heirs)
 
     def wait(self, seen: int) -> None:
         """Block until there are more than `seen` emissions, or the end."""
@@ -121,16 +142,10 @@ def _output(part: list[Emission], reason: Reason | None) -> Output:
     return Output(tuple(emission.token for emission in part), reason or "cancelled", logprobs, tops)
 
 
-def _call(listeners: _Listeners) -> None:
-    while listeners:
-        loop, future = listeners.popleft()
-        with suppress(RuntimeError):  # the loop was closed: nobody listens any more
-            loop.call_soon_threadsafe(_wake, future)
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _wake(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 class Ticket:

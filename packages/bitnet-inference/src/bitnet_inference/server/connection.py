@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from typing import Any
 
@@ -23,6 +24,22 @@ _MALFORMED = {
 }
 
 
+# What the parser would make the best of, and whoever stands before us perhaps something else.
+_FOLDED = re.compile(rb"\n[ \t]")
+_FRAMED = re.compile(rb"\n(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
+_OTHER = re.compile(rb"[^\n]* HTTP/(?!1\.[01]\r?\n)")
+_END = re.compile(rb"\n\r?\n")
+
+
+def _ambiguous(data: bytes) -> bool:
+    """Whether a head has a folded line, another version, or more than one word on how long the body is."""
+    end = _END.search(data)
+    head = data[: end.start() + 1] if end else data
+    if end and _OTHER.match(head):
+        return True
+    return _FOLDED.search(head) is not None or len(_FRAMED.findall(head)) > 1
+
+
 def _whole(status: int, words: str, message: str) -> bytes:
     """An answer that ends a connection."""
     data = msgspec.json.encode(Refusal(status, message).to_openai())
@@ -41,7 +58,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *arguments: Any, turnstile: Turnstile | None = None, first: bytes = b"", **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.app_state = {**self.app_state, "abort": self._abort}
+        self.app_state = {**self.app_state, "abort": self._abort, "relay": self._relay}
         self._deadline: asyncio.TimerHandle | None = None
         self._turnstile = turnstile
         self._first = first
@@ -87,6 +104,9 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _parse(self, data: bytes) -> None:
+        if self.conn.their_state is h11.IDLE and _ambiguous(self.conn.trailing_data[0] + data):
+            self.send_400_response("")
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._disarm()
@@ -118,6 +138,20 @@ class Connection(H11Protocol):
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self.transport.write(LATE)
             self.transport.close()
+
+    def _relay(self, data: bytes) -> bool:
+        """Send a piece of an answer that has begun, past all who only look at its head; False: send it as others."""
+        cycle = self.cycle
+        if (
+            self.flow.write_paused
+            or cycle.disconnected
+            or cycle.response_complete
+            or self.conn.our_state is not h11.SEND_BODY
+            or self.scope["http_version"] != "1.1"
+        ):
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def _abort(self) -> None:
         self.transport.abort()

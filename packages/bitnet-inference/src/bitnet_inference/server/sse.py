@@ -59,7 +59,13 @@ class Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
 
+        state = scope.setdefault("state", {})
+        relay = state.get("relay", _leave)
+
         async def put(data: bytes, more: bool = True) -> None:
+            if more and data and relay(data):
+                self._wrote_at = time.monotonic()
+                return
             self._writes_since = time.monotonic()
             await send({"type": "http.response.body", "body": data, "more_body": more})
             self._writes_since, self._wrote_at = None, time.monotonic()
@@ -72,13 +78,12 @@ class Stream(Response):
             elif now - self._writes_since >= STALL_S:
                 # It reads nothing, and would hold what waits for it: the connection is not closed but dropped.
                 self._work.cancel()
-                scope.get("state", {}).get("abort", _leave)()
+                state.get("abort", _leave)()
 
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             every_s = min(BEAT_S, STALL_S) / 2
-            events_of = self._events(scope.setdefault("state", {}))
-            async with Watch(receive, self._work.cancel, beat, every_s), aclosing(events_of) as events:
+            async with Watch(receive, self._work.cancel, beat, every_s), aclosing(self._events(state)) as events:
                 async for data in events:
                     await put(data)
             await put(b"", more=False)
@@ -95,5 +100,6 @@ class Stream(Response):
             yield self._failed(refusal)
 
 
-def _leave() -> None:
-    """Where the server gives no way to drop a connection, it ends as others do."""
+def _leave(_: bytes = b"") -> bool:
+    """Where the server gives no way past itself, connections end and pieces go as with others."""
+    return False
