@@ -18,7 +18,7 @@ from . import admin, files, openapi, responses, socket
 from .audit import Audit
 from .batches import Batches
 from .errors import Refusal, refusal_of
-from .gate import FILE_LIMIT, Endpoint, refuse
+from .gate import FILE_LIMIT, Endpoint, refuse, style_of
 from .limits import Limits
 from .metrics import Metrics
 from .models import Models
@@ -101,4 +101,4 @@ def _leave(app: Starlette, owner: str) -> None:
 async def _failed(request: Request, error: Exception) -> Response:
     refusal = refusal_of(error)
     request.state.code = refusal.short
-    return refuse(refusal)
+    return refuse(refusal, style_of(request))

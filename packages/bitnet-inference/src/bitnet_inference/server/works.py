@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection, Request
 from starlette.types import Receive
 
+from bitnet_core.errors import BitNetError
 from bitnet_core.model import Adapter
 
 from ..llm import LLM
@@ -95,6 +96,10 @@ class Work:
             "finish": [reason or "cancelled" for ticket in self.tickets for reason in ticket.reasons],
         }
 
+    def tell(self, error: BitNetError) -> Refusal:
+        """What its client is told of an error."""
+        return self._held.tell(error)
+
     def check(self) -> None:
         """Raise what it was cut for, if it was."""
         if self.refusal is not None:
@@ -149,6 +154,8 @@ class Works:
             work.end()
             if type(error) is ValueError and names:
                 raise _renamed(error, names) from error
+            if isinstance(error, BitNetError):
+                raise work.tell(error) from error
             raise
         return work
 
