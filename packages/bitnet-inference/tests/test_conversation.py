@@ -55,6 +55,24 @@ def test_what_was_said_is_remembered(llm: LLM) -> None:
     assert conversation.last.usage.cached_tokens > 0
 
 
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_what_fails_was_never_said(llm: LLM, when: str) -> None:
+    def fails(tokens: list[int], logits: Any) -> Any:
+        if broken and len(tokens) > start + 2:
+            raise RuntimeError("broken")
+        return logits
+
+    conversation = llm.conversation("Be kind.", max_tokens=6, temperature=0, processors=(fails,))
+    broken, start = when == "while", 0
+    said = "Hello" if broken else "word " * 600
+    with pytest.raises(RuntimeError if broken else ValueError, match="broken" if broken else "prompt: expected"):
+        conversation.say(said)
+    assert [message["role"] for message in conversation.messages] == ["system"]
+    broken = False
+    conversation.say("Hello")
+    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant"]
+
+
 def test_a_fork_goes_its_own_way(llm: LLM) -> None:
     conversation = llm.conversation(max_tokens=4, temperature=0)
     conversation.say("Hello")

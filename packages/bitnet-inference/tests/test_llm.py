@@ -62,6 +62,22 @@ class TestText:
         assert len(pieces) > 20
         assert "".join(pieces) == "".join(writing) == writing.reply == llm.generate(ONCE, max_tokens=40, temperature=0)
 
+    def test_characters_of_several_tokens_come_whole(self, llm: LLM) -> None:
+        text = " a \U0001f468\u200d\U0001f469\u200d\U0001f467 \u6f22"
+        wanted = llm.tokenizer.encode(text, bos=False).tolist()
+        before = len(llm.tokenizer.encode(ONCE))
+
+        def write_it(tokens: list[int], logits: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+            place = len(tokens) - before
+            return np.where(np.arange(len(logits)) == [*wanted, min(llm.tokenizer.eos)][place], 0, -np.inf)
+
+        assert llm.generate(ONCE, processors=[write_it]) == text
+        assert len(wanted) > len(text)
+        for most in range(1, len(wanted)):
+            pieces = list(llm.write(ONCE, processors=[write_it], max_tokens=most))
+            assert text.startswith("".join(pieces))
+            assert llm.generate(ONCE, processors=[write_it], max_tokens=most) == "".join(pieces)
+
     def test_several_prompts_get_what_each_gets_alone(self, llm: LLM) -> None:
         prompts = [ONCE, "Lily saw", "The big dog"]
         together = llm.generate(prompts, max_tokens=10, temperature=0)
@@ -276,6 +292,12 @@ class TestSessions:
         assert llm.generate(" Then", session=again, max_tokens=10, temperature=0) == second
         assert llm.tokenizer.decode(session.tokens).startswith(ONCE + first)
 
+    def test_an_empty_prompt_goes_on_with_a_session(self, llm: LLM) -> None:
+        session = llm.session()
+        first = llm.generate(ONCE, session=session, max_tokens=4, temperature=0)
+        second = llm.generate("", session=session, max_tokens=4, temperature=0)
+        assert first + second == llm.generate(ONCE, max_tokens=8, temperature=0)
+
 
 class TestAdapters:
     def test_an_adapter_is_used_by_its_name_while_it_is_loaded(self, tmp_path: Path) -> None:
@@ -360,6 +382,23 @@ class TestRefusals:
     def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(self, llm: LLM) -> None:
         with pytest.raises(ValueError, match=r"prompt: expected 1\.\.511 tokens in a context of 512, got \d+"):
             llm.generate("word " * 1000)
+
+    @pytest.mark.parametrize(
+        ("wishes", "message"),
+        [
+            ({"messages": None}, "messages: expected a text, or a list of messages, got NoneType"),
+            ({"messages": {"role": "user"}}, "messages: expected a text, or a list of messages, got dict"),
+            ({"tools": 5}, "tools: expected a list of functions or descriptions, got int"),
+            ({"tools": {"name": "now"}}, "tools: expected a list of functions or descriptions, got dict"),
+            ({"tool_choice": "required"}, "got 'required' with 0 tools"),
+            ({"tool_choice": {"type": "function"}}, "tool_choice: expected auto, none, or with tools"),
+            ({"template": {"messages": []}}, "template: expected variables beside messages and tools, got messages"),
+        ],
+    )
+    def test_a_wrong_conversation_is_refused(self, llm: LLM, wishes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            llm.chat(**{"messages": "Hello", **wishes})
+        assert llm.chat("Hello", tools=None, max_tokens=1)
 
     def test_errors_call_a_model_by_its_name(self) -> None:
         with LLM(BUILT_IN, threads=1, name="tales") as llm:

@@ -34,7 +34,7 @@ class Conversation:
         llm: LLM,
         *,
         system: str | None = None,
-        tools: Toolbox | Iterable[Tool] = (),
+        tools: Toolbox | Iterable[Tool] | None = (),
         options: Options | None = None,
     ) -> None:
         self.llm = llm
@@ -54,8 +54,20 @@ class Conversation:
         return self.last
 
     def stream(self, text: str) -> Iterator[Piece]:
-        """The same piece by piece. What was said so far is remembered, also where the reader stops early."""
+        """The same piece by piece. What was said so far is remembered, also where the reader stops early.
+
+        What fails was never said: it may be tried again.
+        """
+        before = len(self.messages)
         self.messages.append({"role": "user", "content": text})
+        try:
+            yield from self._answers()
+        except Exception:
+            del self.messages[before:]
+            raise
+
+    def _answers(self) -> Iterator[Piece]:
+        """What the model says, and says to what its tools answer."""
         for round_ in range(_ROUNDS + 1):
             choice = "auto" if round_ < _ROUNDS else "none"
             with self.llm.stream(self.messages, tools=self.toolbox, tool_choice=choice, **self.options) as writing:

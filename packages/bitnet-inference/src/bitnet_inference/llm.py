@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Self, TypeGuard, Unpack, cast, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 
@@ -27,20 +27,18 @@ from .likelihood import Perplexity, Score, Submit
 from .observer import Observer
 from .options import Options
 from .penalties import breaker_tokens
-from .prompts import Prompt, Prompts
+from .prompts import Prompt, Prompts, is_several
 from .reply import Reply
 from .request import Request
 from .session import Session
-from .settings import Sampling
-from .stopping import TextStops
 from .structured import Form, Vocabulary
-from .tools import Call, Tool, Toolbox
-from .writing import Writing
+from .tools import Tool, Toolbox, form_of
+from .writing import Writing, read_answer, stopper
 
 BUILT_IN = Path(__file__).parent / "stories"
 
 _OF_REQUEST = ("priority", "deadline_s", "tenant", "drafts", "session")
-Tools = Toolbox | Iterable[Tool]
+Tools = Toolbox | Iterable[Tool] | None
 ToolChoice = Literal["auto", "none", "required"] | str  # or the name of the tool that must be called
 
 
@@ -119,7 +117,7 @@ class LLM:
 
     def generate(self, prompt: Prompt | list[Prompt], **wishes: Unpack[Options]) -> Reply | list[Reply]:  # type: ignore[misc]
         """What follows a prompt, a text or token ids; of a list of prompts a list, computed together."""
-        if not _is_several(prompt):
+        if not is_several(prompt):
             with self.write(cast("Prompt", prompt), **wishes) as writing:
                 return writing.reply
         with self._engine.together() as submit:
@@ -304,11 +302,11 @@ class LLM:
     ) -> Writing:
         options.check(wishes)
         tokenizer = self.model.tokenizer
-        form = self._form(wishes, toolbox, tool_choice)
+        form = form_of(wishes.get("form"), toolbox, tool_choice)
         request = self._request(tokens, wishes, form, continues=continues)
         reader = None
         if form is not None or toolbox:
-            reader = partial(_read, form, toolbox)
+            reader = partial(read_answer, form, toolbox)
         ticket = (submit or self._engine.submit)(request)
         return Writing(ticket, request, tokenizer, continues=continues, read=reader)
 
@@ -324,18 +322,9 @@ class LLM:
             eos=tokenizer.eos if tokenizer else frozenset(),
             adapter=self.adapter(wishes.get("adapter")),
             constraint=None if first is None else first.fork,
-            stopper=partial(_stopper, tokenizer, sampling, continues) if tokenizer and sampling.stop else None,
+            stopper=partial(stopper, tokenizer, sampling, continues=continues) if tokenizer and sampling.stop else None,
             **{name: wishes[name] for name in _OF_REQUEST if name in wishes},
         )
-
-    def _form(self, wishes: Mapping[str, Any], toolbox: Toolbox | None, tool_choice: ToolChoice) -> Form | None:
-        """What the answer must be: what is asked for, or a call, where one must come."""
-        wanted = wishes.get("form")
-        if toolbox and tool_choice != "auto":
-            if wanted is not None:
-                raise ValueError(f"form: expected none with tool_choice {tool_choice!r}, which has a form of its own")
-            return toolbox.form(None if tool_choice == "required" else tool_choice)
-        return None if wanted is None else Form.of(wanted)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -371,21 +360,3 @@ def _open(model: str | os.PathLike[str] | Model | None, progress: Callable[[Any]
 
 def _name(model: str | os.PathLike[str] | Model | None) -> str:
     return "stories" if model is None else "model" if isinstance(model, Model) else os.fspath(model)
-
-
-def _is_several(prompt: Any) -> TypeGuard[list[Prompt]]:
-    """Whether it is a list of prompts, and not one of token ids."""
-    return isinstance(prompt, list | tuple) and bool(prompt) and not isinstance(prompt[0], int | np.integer)
-
-
-def _stopper(tokenizer: Tokenizer, sampling: Sampling, continues: bool) -> Callable[[int], str | None]:
-    stops = TextStops(
-        tokenizer, sampling.stop, include=sampling.include_stop, continues=continues, min_tokens=sampling.min_tokens
-    )
-    return lambda token: "stop" if stops.feed(token)[1] else None
-
-
-def _read(form: Form | None, toolbox: Toolbox | None, text: str, whole: bool) -> tuple[Any, tuple[Call, ...]]:
-    """What an answer says: its value, if it was not cut, and the calls in it."""
-    calls = tuple(toolbox.parse(text)) if toolbox else ()
-    return (form.parse(text) if form and whole and not calls else None), calls

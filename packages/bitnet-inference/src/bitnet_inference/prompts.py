@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from bitnet_core.errors import UnsupportedError, printable
+from bitnet_core.errors import FormatError, UnsupportedError, printable
 from bitnet_core.messages import Message, check_messages
 from bitnet_core.model import Model, Tokens
 from bitnet_core.tokenizer import Tokenizer
@@ -16,6 +16,11 @@ from bitnet_core.tokenizer import Tokenizer
 Prompt = str | Sequence[int] | Tokens
 
 log = logging.getLogger("bitnet_inference")
+
+
+def is_several(prompt: object) -> TypeGuard[list[Prompt]]:
+    """Whether it is a list of prompts, and not one of token ids."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and not isinstance(prompt[0], int | np.integer)
 
 
 class Prompts:
@@ -37,7 +42,7 @@ class Prompts:
         """A text, or ids as they are; `begins` says that nothing stands before it."""
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt, bos=None if begins else False)
-            return tokens if len(tokens) else self._begin()
+            return self._begin() if begins and not len(tokens) else tokens
         tokens = np.asarray(prompt)
         if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
             raise ValueError(f"prompt: expected a text, or one token id or more, got {_shape(prompt)}")
@@ -74,6 +79,10 @@ class Prompts:
     ) -> Tokens:
         """A conversation as its model's template has it, up to where the answer begins."""
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        if not isinstance(conversation, list | tuple):
+            raise FormatError("messages", "messages", "a text, or a list of messages", _shape(messages))
+        if own := {"messages", "tools"} & set(variables or ()):
+            raise ValueError(f"template: expected variables beside messages and tools, got {min(own)}")
         if self._model.template is not None:
             rendered = self._model.template.render(conversation, tools=tools or None, **(variables or {}))
             return rendered.encode(self.tokenizer)

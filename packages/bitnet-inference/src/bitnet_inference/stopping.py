@@ -41,11 +41,11 @@ class TextStops:
             return text, False
         return self._pass(text), self.stopped
 
-    def finish(self) -> str:
-        """The rest of the text: no more tokens come."""
+    def finish(self, *, cut: bool = False) -> str:
+        """The rest of the text: no more tokens come. Of a character that was `cut` in the midst, nothing is shown."""
         if self.stopped:
             return ""
-        text = self._stream.finish()
+        text = "" if cut else self._stream.finish()
         rest = self._pass(text) if text else ""
         held, self._held = self._held, ""
         return rest + held

@@ -59,9 +59,13 @@ class Toolbox:
                 raise refusal("tools", f"at most {TOOLS_LIMIT}", "more")
 
     @classmethod
-    def of(cls, tools: Toolbox | Iterable[Tool]) -> Toolbox:
+    def of(cls, tools: Toolbox | Iterable[Tool] | None) -> Toolbox:
         """A toolbox of tools, or the one that is given."""
-        return tools if isinstance(tools, Toolbox) else cls(tools)
+        if isinstance(tools, Toolbox):
+            return tools
+        if isinstance(tools, str | Mapping) or not (tools is None or isinstance(tools, Iterable)):
+            raise refusal("tools", "a list of functions or descriptions", type(tools).__name__)
+        return cls(() if tools is None else tools)
 
     def __len__(self) -> int:
         return len(self._tools)
@@ -130,6 +134,18 @@ class Toolbox:
         if name not in self._tools:
             raise refusal("tool", f"one of {', '.join(self._tools) or 'none'}", repr(name))
         return self._tools[name]
+
+
+def form_of(wanted: Any, toolbox: Toolbox | None, choice: object) -> Form | None:
+    """What an answer must be: what is wanted, or a call, where the `choice` of a tool says that one must come."""
+    if toolbox is None or choice in ("auto", "none"):
+        return None if wanted is None else Form.of(wanted)
+    if not isinstance(choice, str) or not toolbox:
+        got = f"{printable(repr(choice))} with {len(toolbox)} tools"
+        raise ValueError(f"tool_choice: expected auto, none, or with tools required or one's name, got {got}")
+    if wanted is not None:
+        raise ValueError(f"form: expected none with tool_choice {choice!r}, which has a form of its own")
+    return toolbox.form(None if choice == "required" else choice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,28 @@ from bitnet_core.tokenizer import Tokenizer
 
 from .reply import Details, Piece, Reply, TokenLogprob, prompt_logprobs_of, token_logprob
 from .request import Emission, Output, Request, Result
+from .settings import Sampling
 from .stopping import TextStops
+from .structured import Form
 from .ticket import Ticket
-from .tools import Call
+from .tools import Call, Toolbox
 
 # Of a text, and whether it came to its end: its value, and the tools that it calls.
 Reader = Callable[[str, bool], tuple[Any, tuple[Call, ...]]]
+
+
+def stopper(tokenizer: Tokenizer, sampling: Sampling, *, continues: bool) -> Callable[[int], str | None]:
+    """What tells the engine of the token with which a stop string is complete."""
+    stops = TextStops(
+        tokenizer, sampling.stop, include=sampling.include_stop, continues=continues, min_tokens=sampling.min_tokens
+    )
+    return lambda token: "stop" if stops.feed(token)[1] else None
+
+
+def read_answer(form: Form | None, toolbox: Toolbox | None, text: str, whole: bool) -> tuple[Any, tuple[Call, ...]]:
+    """What an answer says: its value, if it was not cut, and the calls in it."""
+    calls = tuple(toolbox.parse(text)) if toolbox else ()
+    return (form.parse(text) if form and whole and not calls else None), calls
 
 
 class _Text:
@@ -26,6 +42,7 @@ class _Text:
         self._tokenizer = tokenizer
         self._ends = sampling.stop_tokens | request.eos if not sampling.include_stop else frozenset[int]()
         self._wants = sampling.logprobs is not None
+        self._cut = True  # more could have come
         self._shown = 0  # log-probabilities that went with a piece
         self.logprobs: list[TokenLogprob] = []
         self.pieces: list[Piece] = []
@@ -41,6 +58,7 @@ class _Text:
 
     def feed(self, emission: Emission) -> Piece | None:
         """The text that this token completes, if it does."""
+        self._cut = emission.finish_reason != "stop"
         if self._wants and emission.logprob is not None:
             self.logprobs.append(token_logprob(self._tokenizer, emission.token, emission.logprob, emission.top))
         if self._stops is None:
@@ -52,7 +70,7 @@ class _Text:
 
     def finish(self, index: int) -> Piece | None:
         """What was held back."""
-        text = self._stops.finish() if self._stops is not None else ""
+        text = self._stops.finish(cut=self._cut) if self._stops is not None else ""
         return self._piece(text, index) if text or self._shown < len(self.logprobs) else None
 
     def _piece(self, text: str, index: int) -> Piece:
