@@ -126,6 +126,14 @@ def test_the_log_has_a_line_for_each_request_and_no_word_of_what_was_said(tmp_pa
     assert json.loads(path.read_text().splitlines()[-1])["message"] == "stopped"
 
 
+def test_a_port_that_is_taken_is_one_line(bitnet: Bitnet) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = bitnet("serve", "--port", str(taken.getsockname()[1]))
+    assert said.code == 1
+    assert "address already in use" in said.err
+    assert said.err.count("bitnet: error") == 1
+
+
 def test_keys_are_listed_rotated_and_never_shown_again(bitnet: Bitnet, tmp_path: Path) -> None:
     kept = tmp_path / "keys.sqlite"
     first = bitnet("keys", "create", "Bob", "--role", "admin", "--keys", kept, "--json").json

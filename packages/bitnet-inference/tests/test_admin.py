@@ -228,12 +228,12 @@ def test_every_wrong_key_has_the_same_answer(server: Running) -> None:
 
 
 def test_roles_open_what_is_theirs(server: Running) -> None:
-    keys = {role: make(server, role, role=role)["key"] for role in ("read-only", "user", "admin")}
+    keys = {role: make(server, role, role=role)["key"] for role in ("metrics", "read-only", "user", "admin")}
     expected = {
-        ("GET", "/v1/models"): {"read-only": 200, "user": 200, "admin": 200},
-        ("POST", "/v1/completions"): {"read-only": 403, "user": 200, "admin": 200},
-        ("GET", "/admin/keys"): {"read-only": 403, "user": 403, "admin": 200},
-        ("GET", "/metrics"): {"read-only": 403, "user": 403, "admin": 200},
+        ("GET", "/v1/models"): {"metrics": 403, "read-only": 200, "user": 200, "admin": 200},
+        ("POST", "/v1/completions"): {"metrics": 403, "read-only": 403, "user": 200, "admin": 200},
+        ("GET", "/admin/keys"): {"metrics": 403, "read-only": 403, "user": 403, "admin": 200},
+        ("GET", "/metrics"): {"metrics": 200, "read-only": 403, "user": 403, "admin": 200},
     }
     for (method, path), statuses in expected.items():
         for role, status in statuses.items():
@@ -246,6 +246,19 @@ def test_every_route_of_the_admins_is_closed_to_users(server: Running) -> None:
         if route.path.startswith(("/admin", "/metrics")):
             [method] = route.methods - {"HEAD"}
             assert server.ask(method, route.path.replace("{key}", "x"), key).status_code == 403
+
+
+def test_a_key_for_figures_opens_nothing_else(server: Running) -> None:
+    key = make(server, role="metrics")["key"]
+    for route in routes(server):
+        if (
+            isinstance(route, Route)
+            and not route.path.startswith(("/healthz", "/readyz", "/page"))
+            and route.path != "/"
+        ):
+            [method] = route.methods - {"HEAD"}
+            path = re.sub(r"\{[^}]*\}", "x", route.path)
+            assert server.ask(method, path, key).status_code == (200 if path == "/metrics" else 403), path
 
 
 def test_a_key_is_made_shown_once_changed_rotated_and_revoked(server: Running) -> None:

@@ -183,6 +183,29 @@ class TestText:
         reply = llm.generate(ONCE, deadline_s=0.0)
         assert reply.finish_reason == "deadline"
 
+    def test_a_text_that_was_stopped_knows_what_by(self, llm: LLM) -> None:
+        wanted: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
+        assert llm.generate(ONCE, **wanted, stop=["?", " was"]).stop == " was"
+        assert llm.generate(ONCE, **wanted, stop=" was", include_stop=True).stop == " was"
+        assert llm.generate(ONCE, **wanted).stop is None
+        assert llm.generate(ONCE, temperature=0, max_tokens=1, stop=" was").stop is None
+        name, token = next(iter(llm.tokenizer.special_tokens.items()))
+        assert llm.generate(ONCE, stop=name, logit_bias={token: 100.0}, max_tokens=3).stop == name
+
+    def test_who_is_told_of_what_happens_may_come_and_go(self, llm: LLM) -> None:
+        first: list[Any] = []
+        second: list[Any] = []
+        leave = llm.observe(first.append)
+        llm.generate(ONCE, max_tokens=2)
+        also = llm.observe(second.append)
+        llm.generate(ONCE, max_tokens=2)
+        leave()
+        llm.generate(ONCE, max_tokens=2)
+        also()
+        llm.generate(ONCE, max_tokens=2)
+        ends = [[one.usage.completion_tokens for one in each if hasattr(one, "usage")] for each in (first, second)]
+        assert ends == [[2, 2], [2, 2]]
+
 
 class TestForms:
     def test_a_schema_binds_the_text_and_gives_a_value(self, llm: LLM) -> None:
@@ -244,6 +267,17 @@ class TestForms:
 
 
 class TestMeaning:
+    def test_vectors_are_the_same_in_asyncio(self, llm: LLM) -> None:
+        texts = ["a small dog", "rain"]
+
+        async def together() -> list[Any]:
+            return await asyncio.gather(llm.aembed(texts), llm.aembed(texts[0]))
+
+        several, one = asyncio.run(together())
+        assert several.shape == (2, llm.model.spec.hidden_size)
+        np.testing.assert_allclose(several, llm.embed(texts), atol=1e-5)
+        np.testing.assert_allclose(one, several[0], atol=1e-5)
+
     def test_a_vector_is_the_last_state_at_length_one(self, llm: LLM) -> None:
         texts = ["a dog", "the big cat sat", "x"]
         rows = llm.embed(texts)

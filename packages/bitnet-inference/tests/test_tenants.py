@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 
 from bitnet_inference.request import Usage
 from bitnet_inference.server.buckets import Bucket, Failures
+from bitnet_inference.server.errors import Refusal
 from bitnet_inference.server.ledger import Account, Balance, Entry, Ledger
 from bitnet_inference.server.store import Store
 from bitnet_inference.server.tenants import Limited, Tenant, Tenants
@@ -325,6 +326,28 @@ def test_a_budget_is_reserved_before_and_settled_after(tenants: Tenants, store: 
         pass
     assert balance(tenants, tenant) == (30, 0)
     assert logged(store, tenant.id) == 30
+
+
+def test_what_is_counted_later_is_set_aside_later_and_all_of_it_comes_back(tenants: Tenants, store: Store) -> None:
+    tenant, _ = made(tenants, budget=100, tokens_per_minute=90, requests_per_minute=2)
+    lease = tenants.admit(tenant, "m", 0)
+    assert balance(tenants, tenant) == (0, 0)
+    lease.extend(30)
+    lease.extend(40)
+    assert balance(tenants, tenant) == (0, 70)
+    with pytest.raises(Limited, match="may take 91 tokens, more than this key's 90 a minute"):
+        lease.extend(21)
+    lease.settle(used(20, 10))
+    assert balance(tenants, tenant) == (30, 0)
+    assert logged(store, tenant.id) == 30
+    with pytest.raises(Refusal, match="has ended"):
+        lease.extend(1)
+    for _ in range(3):  # who is refused has not asked
+        second = tenants.admit(tenant, "m", 0)
+        with pytest.raises(Limited, match="tokens a minute"):
+            second.extend(70)
+        second.release()
+    assert balance(tenants, tenant) == (30, 0)
 
 
 @pytest.mark.parametrize(

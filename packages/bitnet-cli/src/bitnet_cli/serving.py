@@ -85,6 +85,8 @@ class Conduct:
     """The file of the audit log; bitnet keys audit looks it over."""
     log: Path | None = None
     """A file of the log, beside stderr; it is opened anew when it was moved, and on SIGHUP."""
+    connections: Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=1_000_000))] = None
+    """How many connections are let in at once; by default as the files that may be open allow."""
     drain: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 30.0
     """Seconds that requests have to finish when the server is told to stop."""
     lenient: bool = False

@@ -29,9 +29,10 @@ from .options import Options
 from .penalties import breaker_tokens
 from .prompts import Prompt, Prompts, is_several
 from .reply import Reply
-from .request import Request
+from .request import Request, Result
 from .session import Session
 from .structured import Form, Vocabulary
+from .ticket import Ticket
 from .tools import Tool, Toolbox, form_of
 from .writing import Writing, read_answer, stopper
 
@@ -196,12 +197,14 @@ class LLM:
 
     def embed(self, texts: str | Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array:
         """The meaning of a text as a vector of length 1, the state of its last token; of several texts, a row each."""
-        several = [texts] if isinstance(texts, str) else list(texts)
         with self._engine.together() as submit:
-            tickets = [submit(self._state_request(text, adapter)) for text in several]
-            states = [ticket.result().state for ticket in tickets]
-        rows = np.array(states, np.float32).reshape(len(states), self.model.spec.hidden_size)
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            rows = self._rows([ticket.result() for ticket in self._submit_states(texts, adapter, submit)])
+        return rows[0] if isinstance(texts, str) else rows
+
+    async def aembed(self, texts: str | Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array:
+        """The same in asyncio."""
+        tickets = self._submit_states(texts, adapter, self._engine.submit)
+        rows = self._rows([await ticket.aresult() for ticket in tickets])
         return rows[0] if isinstance(texts, str) else rows
 
     def score(self, text: Prompt, given: str = "", *, adapter: str | Adapter | None = None) -> Score:
@@ -267,6 +270,10 @@ class LLM:
         """The names of those that are loaded."""
         return tuple(sorted(self._adapters))
 
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Tell one more of each step and each request that ends; call what is returned to tell it no more."""
+        return self._engine.observe(observer)
+
     def serve(self, **settings: Any) -> None:
         """Serve this model over HTTP until a signal says to stop; `settings` are those of `server.serve`."""
         from .server import serve  # noqa: PLC0415  # an extra
@@ -304,6 +311,8 @@ class LLM:
         tokenizer = self.model.tokenizer
         form = form_of(wishes.get("form"), toolbox, tool_choice)
         request = self._request(tokens, wishes, form, continues=continues)
+        if (admit := wishes.get("admit")) is not None:
+            admit(request)
         reader = None
         if form is not None or toolbox:
             reader = partial(read_answer, form, toolbox)
@@ -348,8 +357,19 @@ class LLM:
     def _no_adapter(self, name: str) -> str:
         return f"adapter: expected one of {', '.join(self.adapters) or 'those loaded, and none is'}, got {name!r}"
 
-    def _state_request(self, text: Prompt, adapter: str | Adapter | None) -> Request:
-        return Request(prompt=self._prompts.tokens(text), want="state", adapter=self.adapter(adapter))
+    def _submit_states(
+        self, texts: str | Iterable[Prompt], adapter: str | Adapter | None, submit: Submit
+    ) -> list[Ticket]:
+        several, found = [texts] if isinstance(texts, str) else list(texts), self.adapter(adapter)
+        asked = [Request(prompt=self._prompts.tokens(text), want="state", adapter=found) for text in several]
+        return [submit(one) for one in asked]
+
+    def _rows(self, results: Sequence[Result]) -> Array:
+        """The states as vectors of length 1."""
+        states = [result.state for result in results]
+        rows = np.array(states, np.float32).reshape(len(states), self.model.spec.hidden_size)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return rows
 
 
 def _open(model: str | os.PathLike[str] | Model | None, progress: Callable[[Any], None] | None) -> Model:

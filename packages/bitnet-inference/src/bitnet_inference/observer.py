@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 from typing import Protocol
 
 from .energy import Meter
@@ -47,7 +49,8 @@ class Observation:
     """Tells the observer, and charges jobs with energy by their tokens."""
 
     def __init__(self, observer: Observer | None, meter: Meter, clock: Callable[[], float]) -> None:
-        self._observer = observer
+        self._observers: tuple[Observer, ...] = () if observer is None else (observer,)
+        self._lock = Lock()
         self._meter = meter
         self._clock = clock
         self._tokens: dict[Job, int] = {}  # run since the last reading
@@ -56,17 +59,26 @@ class Observation:
     @property
     def watched(self) -> bool:
         """Whether anybody wants events."""
-        return self._observer is not None
+        return bool(self._observers)
+
+    def add(self, observer: Observer) -> Callable[[], None]:
+        """Tell one more, from any thread; call what is returned to tell it no more."""
+        with self._lock:
+            self._observers = (*self._observers, observer)
+        return partial(self._remove, observer)
+
+    def _remove(self, observer: Observer) -> None:
+        with self._lock:
+            self._observers = tuple(one for one in self._observers if one is not observer)
 
     def tell(self, event: StepEvent | FinishEvent) -> None:
-        """An event, for an observer that must not harm the engine."""
-        if self._observer is None:
-            return
-        try:
-            self._observer(event)
-        except Exception:
-            log.exception("the observer has failed, and is told nothing more")
-            self._observer = None
+        """An event, for observers that must not harm the engine."""
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                log.exception("an observer has failed, and is told nothing more")
+                self._remove(observer)
 
     def charge(self, job: Job, tokens: int) -> None:
         """A job had so many tokens in a step."""
@@ -89,6 +101,6 @@ class Observation:
             self.settle(now=True)
         if job.error is not None:
             log.info("request %d has failed: %s", job.number, job.error)
-        if self._observer is not None:
+        if self._observers:
             reasons = tuple(reason or "error" for reason in job.reasons)
             self.tell(FinishEvent(reasons, job.usage(), job.timings(), job.error))

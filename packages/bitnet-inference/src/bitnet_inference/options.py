@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from bitnet_core.model import Adapter, Backend, Model
 
+from .request import Request
 from .session import Session
 from .settings import Processor, Sampling
 
@@ -72,6 +73,7 @@ class Options(TypedDict, total=False):
     tenant: bytes  # prefixes are shared within one tenant alone
     drafts: Literal["auto", "on", "off"]  # speculation; the text is the same
     session: Session | None  # the text that the prompt goes on with
+    admit: Callable[[Request], object] | None  # is shown the request, its prompt in tokens; what it raises refuses it
 
 
 def check(options: Mapping[str, Any]) -> None:

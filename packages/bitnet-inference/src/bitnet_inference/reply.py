@@ -34,6 +34,7 @@ class Details:
     timings: Timings = field(default_factory=Timings)
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens, where they were asked for
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of the prompt, from its second token on
+    stop: str | None = None  # the stop string that ended it, which may be the name of a special token
     parsed: Any = None  # the value that the text is, where a form was asked for
     unread: FormatError | None = None  # why it has no such value, though it came to its end
     tool_calls: tuple[Call, ...] = ()
@@ -85,6 +86,11 @@ class Reply(str):
     def prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
         """How probable the prompt's tokens were, from the second on, where that was asked for."""
         return self.details.prompt_logprobs
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it, where one did."""
+        return self.details.stop
 
     @property
     def parsed(self) -> Any:

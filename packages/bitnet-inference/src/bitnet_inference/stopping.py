@@ -30,6 +30,7 @@ class TextStops:
         self._place = 0  # in the strings: the longest beginning of one that the text ends with
         self._held = ""  # that beginning
         self.stopped = False
+        self.found: str | None = None  # the string that has ended it
 
     def feed(self, token: int) -> tuple[str, bool]:
         """The text that is safe to show now, and whether a stop string has ended it."""
@@ -66,7 +67,7 @@ class TextStops:
         return whole[:shown]
 
     def _cut(self, text: str, length: int) -> str:
-        self.stopped, self._held = True, ""
+        self.stopped, self.found, self._held = True, text[-length:], ""
         return text if self._include else text[:-length]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Self
 
 from bitnet_core.errors import FormatError
@@ -41,6 +41,7 @@ class _Text:
         sampling = request.sampling
         self._tokenizer = tokenizer
         self._ends = sampling.stop_tokens | request.eos if not sampling.include_stop else frozenset[int]()
+        self._stop_tokens = sampling.stop_tokens
         self._wants = sampling.logprobs is not None
         self._cut = True  # more could have come
         self._shown = 0  # log-probabilities that went with a piece
@@ -72,6 +73,14 @@ class _Text:
         """What was held back."""
         text = self._stops.finish(cut=self._cut) if self._stops is not None else ""
         return self._piece(text, index) if text or self._shown < len(self.logprobs) else None
+
+    def stop(self, tokens: Sequence[int]) -> str | None:
+        """What it was to stop at, and came to."""
+        if self._stops is not None and self._stops.found is not None:
+            return self._stops.found
+        if self._tokenizer is None or not tokens or tokens[-1] not in self._stop_tokens:
+            return None
+        return next((text for text, token in self._tokenizer.special_tokens.items() if token == tokens[-1]), None)
 
     def _piece(self, text: str, index: int) -> Piece:
         piece = Piece(text, index, tuple(self.logprobs[self._shown :]))
@@ -165,7 +174,7 @@ class Writing:
         return self._reply
 
     def _reply_of(self, written: _Text, output: Output, result: Result) -> Reply:
-        text = "".join(written.pieces)
+        text, stop = "".join(written.pieces), written.stop(output.tokens)
         whole = output.finish_reason == "stop"
         parsed: Any = None
         calls: tuple[Call, ...] = ()
@@ -184,6 +193,7 @@ class Writing:
             timings=result.timings,
             logprobs=tuple(written.logprobs),
             prompt_logprobs=prompt_logprobs_of(self._tokenizer, result.prompt_logprobs),
+            stop=stop if whole else None,
             parsed=parsed,
             unread=unread,
             tool_calls=calls,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitnet_core.errors import FormatError
@@ -32,7 +32,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     assert refused is None or refused.status == 400
 
 
-@settings(deadline=None)  # the machine may be busy
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(st.dictionaries(st.sampled_from(Chat.__struct_fields__), VALUES, max_size=4), st.booleans())
 def test_any_values_are_taken_or_refused_by_name(more: dict[str, Any], lenient: bool) -> None:
     refused = refusal(lambda: convert({**GOOD, **more}, Chat, lenient=lenient))

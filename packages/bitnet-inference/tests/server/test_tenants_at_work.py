@@ -111,6 +111,28 @@ def test_a_limit_is_held_and_says_when_to_come_again(keyed: tuple[Running, Tenan
     assert found[2].json()["error"]["type"] == "rate_limit_error"
 
 
+@pytest.mark.parametrize(("path", "name"), [("/v1/completions", "prompt"), ("/v1/embeddings", "input")])
+def test_a_request_is_weighed_by_its_tokens_and_not_its_letters(
+    keyed: tuple[Running, Tenants], llm: LLM, path: str, name: str
+) -> None:
+    server, tenants = keyed
+    several = ["Once upon a time there was a little girl named Lily. ", "She was happy. " * 8]
+    size = sum(len(llm.tokenizer.encode(text)) for text in several) + (2 * 5 if name == "prompt" else 0)
+    asked = {"model": "stories", name: several} | ({"max_tokens": 5} if name == "prompt" else {})
+    assert server.post(path, asked, **key(tenants, tokens_per_minute=size)).status_code == 200
+    refused = server.post(path, asked, **key(tenants, tokens_per_minute=size - 1))
+    assert refused.status_code == 429
+    assert f"may take {size} tokens" in refused.json()["error"]["message"]
+    assert not len(server.app.state.works)
+
+
+def test_a_prompt_that_is_too_long_is_told_so_and_not_to_come_again(keyed: tuple[Running, Tenants]) -> None:
+    server, tenants = keyed
+    headers = key(tenants, tokens_per_minute=100)
+    reply = server.post("/v1/completions", {"model": "stories", "prompt": "word " * 5000}, **headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
 def test_a_budget_is_charged_with_what_was_used(keyed: tuple[Running, Tenants]) -> None:
     server, tenants = keyed
     assert tenants.keys is not None

@@ -58,6 +58,7 @@ def serve(
         verifier=access.verifier(),
         audit=conduct.audit,
         log_file=conduct.log,
+        limit=conduct.connections,
         log_level="warning" if flags.quiet else "info",
         **conduct.settings(),
     )

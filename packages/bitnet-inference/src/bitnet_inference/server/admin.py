@@ -165,7 +165,7 @@ ENDPOINTS = (
         path="/metrics",
         method="GET",
         handler=read_metrics,
-        role="admin",
+        role="metrics",
         summary="Figures for Prometheus",
         media="text/plain",
     ),

@@ -224,8 +224,7 @@ class Messages(CountTokens, kw_only=True):
 async def create(request: Request) -> Response:
     """Answer a conversation, at once or in pieces."""
     body = await _read(request, Messages)
-    size = len(await request.body())
-    work = await works_of(request).begin(request, body.model, body.start, body.wishes(), size=size, names=_NAMES)
+    work = await works_of(request).begin(request, body.model, body.start, body.wishes(), names=_NAMES)
     if body.stream:
         return Stream(work, _stream(work, body), lambda refusal: event(refusal.to_anthropic(), "error"))
     try:
@@ -260,7 +259,7 @@ def _head(work: Work, body: Messages) -> dict[str, Any]:
 
 
 def _message(work: Work, body: Messages, reply: Reply) -> dict[str, Any]:
-    return {**_head(work, body), "content": _blocks(body, reply), **_end(work, body, reply), "usage": _usage(reply)}
+    return {**_head(work, body), "content": _blocks(body, reply), **_end(body, reply), "usage": _usage(reply)}
 
 
 def _blocks(body: Messages, reply: Reply) -> list[dict[str, Any]]:
@@ -275,20 +274,12 @@ def _blocks(body: Messages, reply: Reply) -> list[dict[str, Any]]:
     ]
 
 
-def _end(work: Work, body: Messages, reply: Reply) -> dict[str, Any]:
-    found = _found_stop(work.llm, body.stop_sequences or (), reply)
+def _end(body: Messages, reply: Reply) -> dict[str, Any]:
+    stopped = "end_turn" if reply.stop is None else "stop_sequence"
     # What is cut short of what was allowed has filled the context.
     cut = "max_tokens" if len(reply.tokens) >= body.max_tokens else "model_context_window_exceeded"
-    reasons = {"length": cut, "tool_calls": "tool_use", "stop": "stop_sequence" if found else "end_turn"}
-    return {"stop_reason": reasons[replies.reason_of(reply)], "stop_sequence": found}
-
-
-def _found_stop(llm: LLM, stops: Sequence[str], reply: Reply) -> str | None:
-    """The string that a text ended with."""
-    if not stops or reply.finish_reason != "stop":
-        return None
-    whole = llm.tokenizer.decode(reply.tokens)
-    return next((stop for stop in stops if whole.startswith(stop, whole.find(reply) + len(reply))), None)
+    reasons = {"length": cut, "tool_calls": "tool_use", "stop": stopped}
+    return {"stop_reason": reasons[replies.reason_of(reply)], "stop_sequence": reply.stop}
 
 
 async def _stream(work: Work, body: Messages) -> AsyncIterator[bytes]:
@@ -321,7 +312,7 @@ async def _stream(work: Work, body: Messages) -> AsyncIterator[bytes]:
             yield _event("content_block_start", index=index, content_block={**block, "input": {}})
             yield _event("content_block_delta", index=index, delta=written)
             yield _event("content_block_stop", index=index)
-    yield _event("message_delta", delta=_end(work, body, reply), usage=_usage(reply))
+    yield _event("message_delta", delta=_end(body, reply), usage=_usage(reply))
     yield _event("message_stop")
 
 

@@ -155,9 +155,8 @@ class Chat(Sampled, kw_only=True):
 async def complete(request: Request) -> Response:
     """Answer a conversation, at once or in pieces."""
     body = await read(request, Chat)
-    size = len(await request.body())
     works = works_of(request)
-    work = await works.begin(request, body.model, body.start, body.wishes(), size=size, names=body.names())
+    work = await works.begin(request, body.model, body.start, body.wishes(), names=body.names())
     if body.stream:
         return Stream(work, _stream(work, body), lambda refusal: event(refusal.to_openai()))
     try:

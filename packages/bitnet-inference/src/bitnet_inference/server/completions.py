@@ -93,7 +93,7 @@ async def complete(request: Request) -> Response:
     body = await read(request, Completion)
     body.prompts()
     works = works_of(request)
-    work = await works.begin(request, body.model, body.start, body.wishes(), size=len(await request.body()))
+    work = await works.begin(request, body.model, body.start, body.wishes())
     if body.stream:
         return Stream(work, _stream(work, body), lambda refusal: event(refusal.to_openai()))
     try:

@@ -76,7 +76,7 @@ async def vectors(
 ) -> tuple[Vectors, Work]:
     """The vectors of texts, a row each, and the work that made them."""
     works = works_of(request)
-    work = await works.open(request, model, sum(map(len, texts)))
+    work = await works.open(request, model)
     try:
         work.tickets = await works.run(lambda: submit(work, texts, dimensions))
         async with Watch(request.receive, work.cancel):
@@ -94,12 +94,11 @@ def submit(work: Work, texts: Sequence[str | list[int]], dimensions: int | None)
     llm, size = work.llm, work.llm.model.spec.hidden_size
     if dimensions is not None and dimensions > size:
         raise Refusal(400, f"dimensions: expected 1..{size}, got {dimensions}", param="dimensions")
-    adapter = work.adapter
+    adapter, several = work.adapter, [_tokens(llm, text) for text in texts]
+    work.set_aside(sum(map(len, several)))
     return tuple(
-        llm.engine.submit(
-            EngineRequest(prompt=_tokens(llm, text), want="state", adapter=adapter, tenant=work.tenant.secret)
-        )
-        for text in texts
+        llm.engine.submit(EngineRequest(prompt=tokens, want="state", adapter=adapter, tenant=work.tenant.secret))
+        for tokens in several
     )
 
 

@@ -20,7 +20,7 @@ FILE_LIMIT = 64 << 20  # bytes of a form with a file
 
 _UNREAD_LIMIT = 16  # parameters of a path that an answer names
 
-Role = Literal["none", "read", "user", "admin"]
+Role = Literal["none", "metrics", "read", "user", "admin"]
 Style = Literal["openai", "anthropic", "ollama"]
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -28,9 +28,10 @@ INSIDE = "bitnet.tenant"  # of the scope of a request that the server makes of i
 
 # What a tenant's role may do, beside what needs no key.
 _MAY: Mapping[str, frozenset[str]] = {
-    "admin": frozenset(("read", "user", "admin")),
+    "admin": frozenset(("metrics", "read", "user", "admin")),
     "user": frozenset(("read", "user")),
     "read-only": frozenset(("read",)),
+    "metrics": frozenset(("metrics",)),
 }
 
 
@@ -43,7 +44,7 @@ class Tenant(Protocol):
 
     @property
     def role(self) -> str:
-        """admin, user or read-only."""
+        """admin, user, read-only or metrics."""
 
     @property
     def models(self) -> frozenset[str] | tuple[str, ...] | None:
@@ -57,8 +58,14 @@ class Tenant(Protocol):
 class Lease(Protocol):
     """Tokens that were set aside for a request."""
 
+    def extend(self, tokens: int, /) -> None:
+        """Set more aside; raises what the client is to be told, where there are none left."""
+
     def settle(self, usage: Any, /) -> None:
         """What the request took in truth."""
+
+    def release(self) -> None:
+        """It took nothing."""
 
 
 class Tenants(Protocol):
@@ -68,7 +75,7 @@ class Tenants(Protocol):
         """Whoever these headers belong to; None for nobody."""
 
     def admit(self, tenant: Any, model: str, tokens: int, /) -> Lease:
-        """Set tokens aside; raises what the client is to be told, where there are none left."""
+        """Set tokens aside, none in no time; raises what the client is to be told, where there are none left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from bitnet_core.errors import NotFound
 
 from .store import Row, Run, Store
 
-Role = Literal["admin", "user", "read-only"]
+Role = Literal["admin", "user", "read-only", "metrics"]
 Period = Literal["day", "month", "total"]
 
 _SHAPE = re.compile(r"bn_([a-z2-7]{16})_([a-z2-7]{52})([a-z2-7]{7})")

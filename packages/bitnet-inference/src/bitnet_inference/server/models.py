@@ -109,12 +109,18 @@ class Models:
         self._observer = observer
         self._clock = clock
         self._entries = {name: _entry(name, value) for name, value in _named(models).items()}
+        self._leave: list[Callable[[], None]] = []  # for those that stay when this goes: tell no more
         self._lock = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="bitnet-models")
 
     def observe(self, observer: Callable[[str], Observer]) -> None:
-        """Have models that are loaded from now on observed, if they are not."""
-        self._observer = self._observer or observer
+        """Have models observed, if nobody does: those that are ready until they are closed, others when loaded."""
+        if self._observer is not None:
+            return
+        self._observer = observer
+        for entry in self._entries.values():
+            if entry.source is None and entry.llm is not None:
+                self._leave.append(entry.llm.observe(observer(entry.name)))
 
     @property
     def names(self) -> list[str]:
@@ -179,7 +185,9 @@ class Models:
             await self.sweep()
 
     async def close(self, drain_s: float = 0.0) -> None:
-        """Unload what was loaded here."""
+        """Unload what was loaded here, and leave alone what was not."""
+        for leave in self._leave:
+            leave()
         async with self._lock:
             for entry in self._entries.values():
                 if entry.llm is not None and entry.source is not None:

@@ -48,7 +48,7 @@ class Issuer:
     audience: str  # as its tokens name us
     jwks: str  # a file, or a https URL; keys come from nowhere else, whatever a token says
     algorithms: tuple[str, ...] = ALGORITHMS
-    role_claim: str | None = None  # its value is the role: admin, user or read-only; others are refused
+    role_claim: str | None = None  # its value is the role: admin, user, read-only or metrics; others are refused
     models_claim: str | None = None  # its values are the models that may be used
     everybody: Tenant = field(default_factory=partial(Tenant, id="", name=""))  # what each subject may, save for claims
 

@@ -107,8 +107,7 @@ async def _answer(request: Request, body: Chat | Generate, key: str, asked: bool
     if not asked:
         gone = await _load(request, name, body.keep_alive)
         return answer({**_piece(body, key, ""), "done": True, "done_reason": "unload" if gone else "load"})
-    size = len(await request.body())
-    work = await works_of(request).begin(request, name, body.start, body.wishes(), size=size, names=_NAMES)
+    work = await works_of(request).begin(request, name, body.start, body.wishes(), names=_NAMES)
     await _keep(request, name, body.keep_alive)
     if body.stream is not False:
         pieces = _stream(work, body, key, tools)

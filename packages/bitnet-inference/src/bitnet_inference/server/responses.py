@@ -86,9 +86,8 @@ async def respond(request: Request) -> Response:
         past, items = found.messages, [*found.items, *found.body["output"], *items]
     said = [*past, *body.items()]
     spoken = [{"role": "system", "content": body.instructions}, *said] if body.instructions else said
-    size = len(await request.body())
     works = works_of(request)
-    work = await works.begin(request, body.model, partial(body.start, spoken), body.wishes(), size=size, names=_NAMES)
+    work = await works.begin(request, body.model, partial(body.start, spoken), body.wishes(), names=_NAMES)
     answered = _Answer(work, body, said, items, memory)
     if body.stream:
         return Stream(work, answered.stream(), answered.failed)

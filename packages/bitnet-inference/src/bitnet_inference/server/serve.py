@@ -54,7 +54,12 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit as end:  # it would end the process; what is wrong is for whoever began it to say
+            if isinstance(end.__context__, OSError):
+                raise end.__context__ from None
+            raise
         if self.started:
             self._open_door()
             urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses(self)]

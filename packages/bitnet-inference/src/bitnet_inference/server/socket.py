@@ -81,7 +81,7 @@ class _Line:
     async def _one(self, data: bytes) -> None:
         body, _ = parse(data, chat.Chat)
         self._work = work = await self._works.begin(
-            self._websocket, body.model, body.start, body.wishes(), size=len(data), names=body.names()
+            self._websocket, body.model, body.start, body.wishes(), names=body.names()
         )
         try:
             async for chunk in chat.chunks(work, body):

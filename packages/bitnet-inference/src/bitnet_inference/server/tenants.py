@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, Self
 
 from ..request import Usage
@@ -59,9 +60,17 @@ class Verifier(Protocol):
 class Lease:
     """What a request has set aside; whoever has it settles or releases it, once. Both return at once."""
 
-    def __init__(self, finish: Callable[[Usage | None], None]) -> None:
+    def __init__(self, finish: Callable[[Usage | None], None], take: Callable[[int], None]) -> None:
         self._finish: Callable[[Usage | None], None] | None = finish
+        self._take = take
         self._lock = threading.Lock()
+
+    def extend(self, tokens: int) -> None:
+        """Set more aside; raises `Limited`. Waits for the database if the tenant has a budget."""
+        with self._lock:
+            if self._finish is None:
+                raise Refusal(503, "the request has ended")
+            self._take(tokens)
 
     def settle(self, usage: Usage) -> None:
         """What was used in truth is charged, and the rest given back; nothing happens the second time."""
@@ -82,6 +91,22 @@ class Lease:
             finish, self._finish = self._finish, None
         if finish is not None:
             finish(usage)
+
+
+@dataclass(slots=True)
+class _Claim:
+    """What one request has taken by now."""
+
+    tenant: Tenant
+    model: str
+    at: float
+    begun: float
+    tokens: int = 0
+    reservations: list[str] = field(default_factory=list)
+
+    @property
+    def account(self) -> Account:
+        return Account(self.tenant.id, self.tenant.period)
 
 
 class _Meters:
@@ -164,30 +189,13 @@ class Tenants:
         return self._key(shown) is not None
 
     def admit(self, tenant: Tenant, model: str, tokens: int) -> Lease:
-        """Set tokens aside for a request; raises `Limited`. Waits for the database if the tenant has a budget."""
-        at, begun = self._clock(), self._ticks()
-        account = Account(tenant.id, tenant.period)
-        self._meter(tenant, tokens)
-        reservation = None
-        if tenant.budget is not None and self.ledger is not None:
-            try:
-                reservation = self._reserve(tenant, account, tokens, at)
-            except BaseException:
-                self._return(tenant, tokens, requests=1)
-                raise
+        """Set tokens aside for a request; raises `Limited`. Waits for the database if the tenant has a budget.
 
-        def finish(usage: Usage | None) -> None:
-            used = 0 if usage is None else usage.total_tokens
-            self._return(tenant, tokens - used)
-            if self.ledger is not None and usage is not None and used:
-                seconds = self._ticks() - begun
-                self.ledger.settle(_entry(tenant, model, usage, at, seconds), account, reservation)
-            elif self.ledger is not None and reservation is not None:
-                self.ledger.release(reservation)
-            if usage is not None:
-                self._charged(tenant, model, usage)
-
-        return Lease(finish)
+        With none, it is only seen whether the tenant may ask; the lease is extended when they are counted.
+        """
+        claim = _Claim(tenant, model, self._clock(), self._ticks())
+        self._take(claim, 1, tokens)
+        return Lease(partial(self._finish, claim), partial(self._take, claim, 0))
 
     def when_gone(self, tell: Callable[[str], None]) -> None:
         """Have a tenant's id told, in another thread, when its key is revoked or has expired."""
@@ -236,17 +244,44 @@ class Tenants:
         key = self._known.get(id_of(shown) or "", NOBODY)
         return _tenant(key) if key.opens(shown, self._clock()) else None
 
-    def _meter(self, tenant: Tenant, tokens: int) -> None:
+    def _take(self, claim: _Claim, requests: int, tokens: int) -> None:
+        """Set more aside; a request that is refused has not taken its place in the minute."""
+        tenant = claim.tenant
+        self._meter(tenant, requests, tokens, claim.tokens + tokens)
+        if tenant.budget is not None and self.ledger is not None and tokens:
+            try:
+                claim.reservations.append(self._reserve(tenant, claim.account, tokens, claim.at))
+            except BaseException:
+                self._return(tenant, tokens, requests=1)
+                raise
+        claim.tokens += tokens
+
+    def _finish(self, claim: _Claim, usage: Usage | None) -> None:
+        used = 0 if usage is None else usage.total_tokens
+        self._return(claim.tenant, claim.tokens - used)
+        rest = list(claim.reservations)
+        if self.ledger is not None and usage is not None and used:
+            seconds = self._ticks() - claim.begun
+            entry = _entry(claim.tenant, claim.model, usage, claim.at, seconds)
+            self.ledger.settle(entry, claim.account, rest.pop() if rest else None)
+        if self.ledger is not None:
+            for reservation in rest:
+                self.ledger.release(reservation)
+        if usage is not None:
+            self._charged(claim.tenant, claim.model, usage)
+
+    def _meter(self, tenant: Tenant, requests: int, tokens: int, together: int) -> None:
         """Take a request and its tokens out of this minute."""
-        if tenant.tokens_per_minute is not None and tokens > tenant.tokens_per_minute:
+        if tenant.tokens_per_minute is not None and together > tenant.tokens_per_minute:
+            self._return(tenant, 0, requests=1 - requests)
             raise Limited(
-                f"the request may take {tokens} tokens, more than this key's {tenant.tokens_per_minute} a minute; "
+                f"the request may take {together} tokens, more than this key's {tenant.tokens_per_minute} a minute; "
                 "ask for fewer",
                 None,
             )
         with self._lock:
             meters = self._meters_of(tenant)
-            if wait := meters.requests.take(1):
+            if requests and (wait := meters.requests.take(requests)):
                 raise Limited(f"this key has {tenant.requests_per_minute} requests a minute", wait)
             if wait := meters.tokens.take(tokens):
                 meters.requests.give(1)

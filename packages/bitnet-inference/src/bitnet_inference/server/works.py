@@ -20,6 +20,7 @@ from bitnet_core.model import Adapter
 
 from ..llm import LLM
 from ..reply import Piece, Reply
+from ..request import Request as Asked
 from ..request import Usage
 from ..ticket import Ticket
 from ..writing import Writing
@@ -121,8 +122,26 @@ class Work:
         self._works.leave(self)
         self._held.release()
         lease, self._lease = self._lease, None
-        if lease is not None:
+        if lease is not None and not self.tickets:
+            lease.release()
+        elif lease is not None:
             self._works.aside(partial(_settle, lease, self.tickets))
+
+    def admit(self, asked: Asked) -> None:
+        """Set aside what a request of the engine may take, now that its prompt is counted; in a thread."""
+        size, sampling, context = len(asked.prompt), asked.sampling, self.llm.engine.context
+        if size > context:
+            return  # the engine refuses it, and says why
+        most = 0
+        if asked.want == "tokens":
+            most = min(_USUAL_TOKENS, context - size) if sampling.max_tokens is None else sampling.max_tokens
+        self.set_aside(size + sampling.n * most)
+
+    def set_aside(self, tokens: int) -> None:
+        """Set so many tokens aside."""
+        lease = self._lease
+        if lease is not None:
+            lease.extend(tokens)
 
 
 class Works:
@@ -143,11 +162,10 @@ class Works:
         start: Start,
         wishes: dict[str, Any] | None = None,
         *,
-        size: int = 0,
         names: Mapping[str, str] | None = None,
     ) -> Work:
-        """Start to write. `size`: bytes of what is to be read. `names`: what options are called by the client."""
-        work = await self.open(connection, model, size // 4 + _expected(wishes or {}))
+        """Start to write. `names`: what options are called by the client."""
+        work = await self.open(connection, model)
         try:
             await self.run(partial(self._start, work, start, dict(wishes or {})))
         except BaseException as error:
@@ -159,8 +177,8 @@ class Works:
             raise
         return work
 
-    async def open(self, connection: HTTPConnection, model: str, tokens: int) -> Work:
-        """Hold a model, with tokens set aside; `end` gives it back."""
+    async def open(self, connection: HTTPConnection, model: str) -> Work:
+        """Hold a model for a tenant who may ask; `end` gives it back."""
         if self.draining:
             raise Refusal(503, "the server is stopping; ask another", code="stopping")
         state, tenant = connection.app.state, connection.state.tenant
@@ -168,7 +186,7 @@ class Works:
         try:
             lease = None
             if state.tenants is not None:
-                lease = await self.run(partial(state.tenants.admit, tenant, model, tokens))
+                lease = state.tenants.admit(tenant, model, 0)
         except BaseException:
             held.release()
             raise
@@ -212,7 +230,7 @@ class Works:
     def _start(self, work: Work, start: Start, wishes: dict[str, Any]) -> None:
         if work._held.adapter is not None:
             wishes["adapter"] = work._held.adapter
-        wishes["tenant"] = work.tenant.secret
+        wishes["tenant"], wishes["admit"] = work.tenant.secret, work.admit
         limit = wishes.get("max_tokens")
         if limit is not None and limit > work.llm.engine.context:
             raise ValueError(f"max_tokens: expected 1..{work.llm.engine.context}, got {limit}")
@@ -291,8 +309,3 @@ def _renamed(error: ValueError, names: Mapping[str, str]) -> ValueError:
     """The same refusal with the name that the client knows."""
     name = next((one for one in names if re.match(rf"{one}\b", str(error))), None)
     return error if name is None else ValueError(names[name] + str(error)[len(name) :])
-
-
-def _expected(wishes: dict[str, Any]) -> int:
-    """Tokens that an answer may have."""
-    return int((wishes.get("max_tokens") or _USUAL_TOKENS) * wishes.get("n", 1))

@@ -18,8 +18,8 @@ from .kept import DEFAULT, Place, opened, record_of
 class Limits:
     """What a key may do."""
 
-    role: Literal["admin", "user", "read-only"] = "user"
-    """What it may do beside asking models: admin manages keys, read-only asks nothing."""
+    role: Literal["admin", "user", "read-only", "metrics"] = "user"
+    """What it may do beside asking models: admin manages keys, read-only asks nothing, metrics reads figures."""
     tokens_per_minute: Amount | None = None
     """How many tokens a minute, as 10k."""
     requests_per_minute: Amount | None = None
