@@ -16,6 +16,10 @@ from serving import Running, chat, events, running
 
 from bitnet_inference import LLM
 from bitnet_inference.llm import BUILT_IN
+from bitnet_inference.server import Models, make_app
+from bitnet_inference.server.errors import Refusal
+from bitnet_inference.server.gate import Anonymous
+from bitnet_inference.server.works import Work
 
 SAID = "Once upon a time"
 QUESTION: Any = [{"role": "user", "content": SAID}]
@@ -452,3 +456,66 @@ def refused(server: Running) -> None:
     reply = server.post("/v1/chat/completions", body)
     assert reply.status_code == 400
     assert reply.json()["error"]["message"].startswith("tale: the model has no chat template")
+
+
+# Browsers
+
+
+def test_pages_of_named_origins_may_use_it_and_no_others(llm: LLM) -> None:
+    page, other = "https://page.example:8443", "https://other.example"
+    with running({"talker": llm}, origins=[page]) as server:
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        first = server.client.options("/v1/chat/completions", headers={"Origin": page, **asked})
+        assert first.status_code == 200
+        assert first.headers["Access-Control-Allow-Origin"] == page
+        assert "authorization" in first.headers["Access-Control-Allow-Headers"].lower()
+        reply = server.post("/v1/chat/completions", chat(model="talker", stream=True), Origin=page)
+        assert reply.status_code == 200
+        assert reply.headers["Access-Control-Allow-Origin"] == page
+        assert "X-Request-Id" in reply.headers["Access-Control-Expose-Headers"]
+        assert server.client.options("/v1/chat/completions", headers={"Origin": other, **asked}).status_code == 400
+        refused = server.post("/v1/chat/completions", chat(model="talker"), Origin=other)
+        assert refused.status_code == 403
+        assert "Access-Control-Allow-Origin" not in refused.headers
+
+
+def test_no_page_may_use_it_where_none_is_named(server: Running) -> None:
+    asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    assert server.client.options("/v1/chat/completions", headers=asked).status_code == 405
+
+
+@pytest.mark.parametrize("origin", ["*", "page.example", "https://page.example/", "https://*.example"])
+def test_an_origin_that_is_none_is_refused(llm: LLM, origin: str) -> None:
+    with pytest.raises(ValueError, match="origins: expected addresses"):
+        make_app(Models({"talker": llm}), origins=[origin])
+
+
+# Probes
+
+
+def test_probes_find_health_where_they_look(server: Running) -> None:
+    assert server.client.get("/health").json() == {"status": "ok"}
+    assert server.client.get("/version").json() == server.client.get("/api/version").json()
+
+
+def test_an_adapter_that_has_gone_since_it_was_found_is_not_there(server: Running) -> None:
+    models: Models = server.app.state.models
+
+    async def ask() -> Refusal | None:
+        held = await models.hold("talker")
+        held.adapter = "gone"  # it was there when it was looked for
+        work = Work(server.app.state.works, Anonymous(), held, None)
+        try:
+            assert work.adapter is None
+        except Refusal as refusal:
+            return refusal
+        finally:
+            held.release()
+        return None
+
+    refusal = server.call(ask())
+    assert refusal is not None
+    assert (refusal.status, refusal.code) == (404, "model_not_found")

@@ -161,7 +161,7 @@ def _check_host(connection: HTTPConnection) -> None:
     if not is_local(name.strip("[]") if name and port.isdigit() else host.strip("[]")):
         raise Refusal(403, "Host: expected localhost; a server without keys answers to no other name", code="forbidden")
     origin = connection.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != host:
+    if origin is not None and origin.partition("://")[2] != host and origin not in connection.app.state.origins:
         raise Refusal(403, "Origin: pages of other sites may not use a server without keys", code="forbidden")
 
 

@@ -145,8 +145,7 @@ class Models:
             known = entry is not None and (adapter is None or adapter in _adapters(entry))
             if known and (allowed is None or name in allowed or base in allowed):
                 return base, adapter
-        message = f"model: there is no model {printable(repr(name))} for you; GET /v1/models lists those there are"
-        raise Refusal(404, message, param="model", code="model_not_found")
+        raise missing(name)
 
     async def hold(self, name: str, allowed: Collection[str] | None = None) -> Held:
         """A model, loaded if it is not; it stays until it is released."""
@@ -262,6 +261,12 @@ class Models:
         if llm is not None:
             log.info("unloading the model %s", entry.name)
             await asyncio.get_running_loop().run_in_executor(self._loader, llm.close, drain_s)
+
+
+def missing(name: str) -> Refusal:
+    """What is said of a model, or an adapter, that is not there, or not for whoever asks."""
+    message = f"model: there is no model {printable(repr(name))} for you; GET /v1/models lists those there are"
+    return Refusal(404, message, param="model", code="model_not_found")
 
 
 def _named(models: Any) -> dict[str, Any]:

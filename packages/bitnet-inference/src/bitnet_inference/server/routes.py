@@ -23,6 +23,8 @@ _LINES = "application/x-ndjson"
 
 ENDPOINTS = (
     Endpoint(path="/healthz", method="GET", handler=health.live, role="none", summary="Whether the process lives"),
+    Endpoint(path="/health", method="GET", handler=health.live, role="none", summary="The same, where probes look"),
+    Endpoint(path="/version", method="GET", handler=ollama.version, role="read", summary="The server's version"),
     Endpoint(path="/readyz", method="GET", handler=health.ready, role="none", summary="Whether requests are taken"),
     Endpoint(path="/openapi.json", method="GET", handler=openapi.show, role="read", summary="This document"),
     Endpoint(path="/v1/models", method="GET", handler=health.models, role="read", summary="The models there are"),
