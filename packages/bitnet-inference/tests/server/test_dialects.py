@@ -156,6 +156,24 @@ def test_labels_and_parameters_that_nobody_reads_are_named(server: Running) -> N
     assert reply.headers["X-Ignored-Fields"] == "metadata, anthropic-beta"
 
 
+@pytest.mark.parametrize(
+    ("path", "more", "ignored"),
+    [
+        ("/v1/chat/completions", {"messages": QUESTION, "reasoning_effort": "high", "store": True}, None),
+        ("/v1/responses", {"input": SAID, "reasoning": {"effort": "high", "summary": "auto"}}, "reasoning"),
+        ("/v1/messages", {"messages": QUESTION, "thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking"),
+        ("/api/generate", {"prompt": SAID, "think": "high"}, "think"),
+    ],
+)
+def test_a_lenient_request_may_ask_for_thoughts(server: Running, path: str, more: Any, ignored: str | None) -> None:
+    limit = {"/v1/responses": {"max_output_tokens": 1}, "/api/generate": {"options": {"num_predict": 1}}}
+    body = {"model": "stories", **more, **limit.get(path, {"max_tokens": 1})}
+    assert server.post(path, body).status_code == 400
+    reply = server.post(path, body, **{"X-Unknown-Fields": "ignore"})
+    assert reply.status_code == 200
+    assert set(reply.headers["X-Ignored-Fields"].split(", ")) == set((ignored or "reasoning_effort, store").split(", "))
+
+
 # OpenAI
 
 

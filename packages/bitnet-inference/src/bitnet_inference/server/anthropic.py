@@ -151,6 +151,8 @@ class OutputConfig(Struct, forbid_unknown_fields=True):
 class CountTokens(Struct, forbid_unknown_fields=True, kw_only=True):
     """A conversation whose tokens are counted."""
 
+    HINTS: ClassVar[tuple[str, ...]] = ("thinking", "service_tier", "speed")
+
     model: Name
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=2048)]
     system: str | Annotated[list[Text], Meta(max_length=2048)] | None = None

@@ -34,7 +34,8 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 async def read(request: Request, kind: type[T], *, any_type: bool = False) -> T:
     """The body of a request; what changes nothing goes into the header `X-Ignored-Fields`.
 
-    That is what a lenient request has too much, and the `LABELS` of a type: fields that are for others to read.
+    That is what a lenient request has too much, its `HINTS`, fields that would change how and not what is answered,
+    where they ask for what there is not; and the `LABELS` of any, fields that are for others to read.
 
     `any_type` takes bodies that do not say that they are JSON, though never from a page in a browser.
     """
@@ -72,10 +73,12 @@ def convert(value: Any, kind: type[T], *, lenient: bool = False) -> tuple[T, tup
                 nulls += 1
                 _drop_nulls(value, path, unknown[1])
                 continue
-            if not unknown or not lenient or len(ignored) >= IGNORED_LIMIT:
+            hint = bool(path) and path[0] in getattr(kind, "HINTS", ())
+            if not (unknown or hint) or not lenient or len(ignored) >= IGNORED_LIMIT:
                 raise _refusal(message, path, kind, value) from error
-            _at(value, path).pop(unknown[1])
-            ignored.append(_shown([*path, unknown[1]]))
+            place = path[:1] if hint else [*path, unknown[1] if unknown else ""]
+            _at(value, place[:-1]).pop(place[-1])
+            ignored.append(_shown(place))
 
 
 def _check_type(request: Request, any_type: bool) -> None:

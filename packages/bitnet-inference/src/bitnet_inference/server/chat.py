@@ -87,6 +87,7 @@ class Chat(Sampled, kw_only=True):
     """A conversation that is to be continued."""
 
     LABELS: ClassVar[tuple[str, ...]] = ("user", "safety_identifier", "prompt_cache_key")
+    HINTS: ClassVar[tuple[str, ...]] = ("reasoning_effort", "verbosity", "service_tier", "store")
 
     model: Name
     messages: Messages

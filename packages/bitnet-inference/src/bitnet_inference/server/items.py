@@ -124,6 +124,7 @@ class Respond(Struct, forbid_unknown_fields=True, kw_only=True):
     """What is to be answered."""
 
     LABELS: ClassVar[tuple[str, ...]] = ("user", "safety_identifier", "prompt_cache_key")
+    HINTS: ClassVar[tuple[str, ...]] = ("reasoning", "service_tier", "stream_options", "truncation")
 
     model: Name
     input: str | Annotated[list[Item], Meta(min_length=1, max_length=2048)]

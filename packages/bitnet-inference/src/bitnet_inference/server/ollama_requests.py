@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -81,6 +81,8 @@ class Options(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class Asked(Struct, forbid_unknown_fields=True, kw_only=True):
     """What both ways to ask have."""
+
+    HINTS: ClassVar[tuple[str, ...]] = ("think",)
 
     model: Name
     stream: bool | None = None
