@@ -178,7 +178,7 @@ async def keys(port: int, options: argparse.Namespace, server: psutil.Process) -
     body = {"model": "stories", "prompt": "Once upon a time"}
     wrong = request("/v1/completions", body, "bn_" + "a" * 76, keep=options.keep)
     clients = Clients(port, wrong, keep=options.keep)
-    await opened(clients, 100, 1.0)
+    await opened(clients, options.keys, 1.0)  # the first of them are looked at
     [before] = taken(server)
     answers, came = await opened(clients, options.keys, options.seconds)
     core = (taken(server)[0] - before) / options.seconds

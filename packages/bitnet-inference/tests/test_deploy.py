@@ -209,8 +209,8 @@ class TestService:
         server = subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True)
         try:
             assert server.stderr is not None
-            found = (re.search(r"running on (http://127\.0\.0\.1:\d+)", line) for line in server.stderr)
-            url = next(match[1] for match in found if match)
+            told = (json.loads(line) for line in server.stderr)
+            url = next(line["urls"][0] for line in told if line["message"] == "started")
             assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
             assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 401
             headers = {"Authorization": "Bearer a-key-of-the-test"}

@@ -284,6 +284,16 @@ def test_a_head_that_does_not_come_is_not_waited_for(server: Running, monkeypatc
         assert json.loads(body)["error"]["message"].startswith("the head of the request")
 
 
+def test_what_is_not_http_is_counted_and_has_no_line_of_its_own(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
+    with running(llm) as server:
+        for _ in range(5):
+            assert server.ask(b"GARBAGE\r\n\r\n")[0] == 400
+        figure = b'bitnet_refused_requests_total{reason="malformed"} 5.0'
+        until(lambda: figure in server.ask(request("/metrics", method="GET", body=b""))[2])
+    told = [record for record in caplog.records if record.message == "refused"]
+    assert sum(record.fields["count"] for record in told if record.fields["reason"] == "malformed") == 5  # type: ignore[attr-defined]
+
+
 def test_a_limit_that_lets_nobody_in_is_refused(llm: LLM) -> None:
     with pytest.raises(ValueError, match="limit: expected 1 or more"):
         make_server(make_app(Models({"stories": llm})), limit=0)

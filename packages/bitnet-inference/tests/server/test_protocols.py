@@ -14,7 +14,7 @@ import ollama
 import openai
 import pytest
 import websockets
-from serving import Running, chat
+from serving import Running, chat, running
 
 from bitnet_inference import LLM
 
@@ -332,3 +332,33 @@ def test_a_websocket_answers_in_pieces(server: Running) -> None:
     assert text == expected
     assert error["param"] == "n"
     assert count < 390
+
+
+def test_clients_that_come_when_all_is_full_hear_it_and_are_served_on_the_same_connection_later() -> None:
+    said: Any = [{"role": "user", "content": SAID}]
+    with (
+        LLM(threads=1) as llm,
+        running({"stories": llm}) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as gpt,
+        anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as claude,
+        ollama.Client(host=server.url) as llama,
+    ):
+        asks: list[tuple[Any, Any]] = [
+            (
+                openai.InternalServerError,
+                lambda: gpt.chat.completions.create(model="stories", messages=said, max_tokens=2),
+            ),
+            (
+                anthropic.InternalServerError,
+                lambda: claude.messages.create(model="stories", messages=said, max_tokens=2),
+            ),
+            (ollama.ResponseError, lambda: llama.chat(model="stories", messages=said, options={"num_predict": 2})),
+        ]
+        queue = llm.engine.queue
+        for error, ask in [*asks, *asks]:
+            llm.engine.queue = 0
+            with pytest.raises(error, match="too many requests are waiting") as caught:
+                ask()
+            assert caught.value.status_code == 503
+            llm.engine.queue = queue
+            ask()

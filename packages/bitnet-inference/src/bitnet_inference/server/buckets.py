@@ -54,10 +54,13 @@ class Bucket:
     @property
     def full(self) -> bool:
         """Whether it remembers nothing."""
-        if self.per_minute is None:
-            return True
-        self._fill(self.per_minute)
-        return self._level >= self.per_minute
+        return self.per_minute is None or self.left >= self.per_minute
+
+    @property
+    def left(self) -> float:
+        """What is in it, where there is a rate."""
+        self._fill(self.per_minute or 0)
+        return self._level
 
     def _fill(self, per_minute: float) -> None:
         now = self._clock()
@@ -82,6 +85,11 @@ class Failures:
         if len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         return bucket.take(1) == 0.0
+
+    def some(self, address: str) -> bool:
+        """Whether more than half as many as may be came from there of late."""
+        bucket = self._buckets.get(_network(address))
+        return bucket is not None and bucket.left < self._per_minute / 2
 
     def many(self, address: str) -> bool:
         """Whether so many came from there that nothing costly is done for it."""

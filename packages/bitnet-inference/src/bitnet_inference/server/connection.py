@@ -12,10 +12,9 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import Refusal
-from .turnstile import LATER, Turnstile
+from .turnstile import HEAD_LIMIT, LATER, Turnstile
 
 HEADER_S = 10.0  # for the head of a request, from its first byte, or from the connection on
-HEAD_LIMIT = 16 << 10  # bytes of a request's head
 _BUFFER = (32 << 10, 16 << 10)  # bytes: above the first a writer waits, until there are fewer than the second
 _MALFORMED = {
     400: "the request is not HTTP/1.1 as it should be",
@@ -98,6 +97,8 @@ class Connection(H11Protocol):
         """What is not HTTP is refused with the status that the standard has for it, and the connection ends."""
         error = sys.exception()
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        if self._turnstile is not None:
+            self._turnstile.count("malformed")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             words = {431: "Request Header Fields Too Large", 501: "Not Implemented"}.get(status, "Bad Request")
             self.transport.write(_whole(status, words, _MALFORMED.get(status, _MALFORMED[400])))

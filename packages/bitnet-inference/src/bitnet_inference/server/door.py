@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from . import connection
-from .connection import HEAD_LIMIT, LATE
-from .turnstile import CROWDED, LATER, Turnstile
+from .connection import LATE
+from .turnstile import CROWDED, HEAD_LIMIT, LATER, Turnstile
 
 log = logging.getLogger("bitnet_inference.server")
 
@@ -29,6 +29,7 @@ _PACE_S = 0.01  # between two looks at the door while nobody is let in: waking f
 _READ = 64 << 10  # bytes
 _HELD = 16 << 20  # bytes of heads that have not come to their end, of all connections together
 _SWEEP_S = 0.25
+_TELL_S = 1.0  # between two words on who was turned away
 _AGAIN_S = 0.1  # until connections are taken again where files have run out
 _END = re.compile(rb"\n\r?\n")
 _HEALTH = re.compile(rb"GET /(?:healthz|readyz|metrics)[ ?]")
@@ -96,6 +97,7 @@ class Door:
         self._listening: list[socket.socket] = []
         self._hears = self._hear  # one object for all
         self._sweeper: asyncio.TimerHandle | None = None
+        self._tell_at = self._loop.time() + _TELL_S
 
     def open(self, sockets: Iterable[socket.socket]) -> None:
         """Take connections from sockets that listen."""
@@ -113,6 +115,7 @@ class Door:
             self._drop(guest)
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._tell()
 
     def _accept(self, listening: socket.socket) -> None:
         full = self._turnstile.full
@@ -218,11 +221,17 @@ class Door:
         with suppress(OSError):
             guest.line.close()
 
-    def _sweep(self) -> None:
-        """Who has taken too long to ask leaves."""
-        late = self._loop.time() - connection.HEADER_S
-        while self._guests and (guest := next(iter(self._guests))).came <= late:
-            self._drop(guest, LATE)
+    def _tell(self) -> None:
         if turned := self._turnstile.turned():
             self._told(turned)
+
+    def _sweep(self) -> None:
+        """Who has taken too long to ask leaves."""
+        now = self._loop.time()
+        late = now - connection.HEADER_S
+        while self._guests and (guest := next(iter(self._guests))).came <= late:
+            self._drop(guest, LATE)
+        if now >= self._tell_at:
+            self._tell_at = now + _TELL_S
+            self._tell()
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)

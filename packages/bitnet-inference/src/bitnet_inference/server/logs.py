@@ -22,8 +22,8 @@ from .keys import hidden
 
 log = logging.getLogger("bitnet_inference.server")
 
-# And the least level of each.
-_LOGGERS = {"bitnet_inference": 0, "bitnet_core": 0, "uvicorn": logging.WARNING, "asyncio": logging.ERROR}
+# And the least level of each: below it they have a line for whatever a client does wrong.
+_LOGGERS = {"bitnet_inference": 0, "bitnet_core": 0, "uvicorn": logging.ERROR, "asyncio": logging.ERROR}
 _FRAMES = 20
 _PENDING = 10_000  # lines that may wait; who reads so slowly misses what comes then
 _GATHER_S = 0.05  # in which lines come together before the thread wakes for them

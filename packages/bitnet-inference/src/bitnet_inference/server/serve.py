@@ -21,7 +21,7 @@ from .. import __version__
 from . import page
 from .app import make_app
 from .audit import Audit
-from .connection import HEAD_LIMIT, Connection
+from .connection import Connection
 from .door import Door, most_connections, raise_files
 from .gate import Endpoint, is_local
 from .logs import written
@@ -29,7 +29,7 @@ from .metrics import Metrics
 from .models import Models
 from .store import Store
 from .tenants import Tenants, Verifier
-from .turnstile import Turnstile
+from .turnstile import HEAD_LIMIT, Turnstile
 
 log = logging.getLogger("bitnet_inference.server")
 

@@ -172,15 +172,19 @@ class Tenants:
         """Whoever shows a key or a token in these headers (Starlette's); None for nobody."""
         shown = _shown(headers)
         tenant = None if shown is None else self._find(shown, address)
-        if tenant is None:
+        if tenant is None and not self.tries(address):  # of others, each is counted before it comes here
             self._tries.add(address)
         if tenant is None and shown is not None and self._failures.add(address):
             log.warning("a wrong key was shown from %s", address or "an unknown address")
         return tenant
 
     def tries(self, address: str) -> bool:
-        """Whether so many came from there with no right key that others are turned away before they are looked at."""
-        return self._tries.many(address)
+        """Whether so many came from there with no right key that others are looked at before they are let in."""
+        return self._tries.some(address)
+
+    def may_try(self, address: str) -> bool:
+        """Count one more; False where it is one too many."""
+        return self._tries.add(address)
 
     def knows(self, shown: str) -> bool:
         """Whether this is a key that opens something, or may be a token that does."""

@@ -36,6 +36,7 @@ _LINE = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]*) HTTP/1\.([01])\r\n")
 _KEY = re.compile(rb"\r\n(?:authorization:[ \t]*bearer[ \t]|x-api-key:)[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*(?=\r\n)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection:[ \t]*close[ \t]*(?=\r\n)", re.IGNORECASE)
+HEAD_LIMIT = 16 << 10  # bytes of a request's head
 _BODY = 64 << 10  # bytes that are waited for
 # Whatever has one of these is left to the parser; so are line ends that others might read otherwise.
 _ODD = re.compile(rb"\r\n[ \t]|\r\n(?:transfer-encoding|expect|upgrade)[ \t]*:|[^\r]\n|\r[^\n]", re.IGNORECASE)
@@ -64,6 +65,9 @@ class Tenants(Protocol):
 
     def tries(self, address: str, /) -> bool:
         """Whether keys are being guessed from there."""
+
+    def may_try(self, address: str, /) -> bool:
+        """Count another guess; False where it is one too many."""
 
     def knows(self, shown: str, /) -> bool:
         """Whether this could be somebody."""
@@ -97,14 +101,16 @@ class Turnstile:
             return None
         line = _LINE.match(data)
         end = data.find(b"\r\n\r\n")
-        if line is None or end < 0:
+        if end < 0:
+            return LATER if len(data) <= HEAD_LIMIT else None
+        if line is None:
             return None
         head, path = data[: end + 2], line[2].partition(b"?")[0]
         plain = _plain(head, len(data) - end - 4)
         if plain is None:
             return LATER
         keep = plain and line[3] == b"1" and not _CLOSE.search(head)
-        if tries and not self._may_be_known(head, path):
+        if tries and not self._may_be_known(head, path) and not self._may_try(address):
             self._turned["wrong keys"] += 1
             return _answer("keys", path, keep=keep)
         if full and plain and line[1] == b"POST" and path in WRITING:
@@ -126,6 +132,9 @@ class Turnstile:
     def count(self, reason: str) -> None:
         """One more was turned away by somebody else."""
         self._turned[reason] += 1
+
+    def _may_try(self, address: str) -> bool:
+        return self._tenants is None or self._tenants.may_try(address)
 
     def _may_be_known(self, head: bytes, path: bytes) -> bool:
         assert self._tenants is not None  # noqa: S101  # whoever calls has looked
