@@ -32,7 +32,6 @@ from .reply import Reply
 from .request import Request, Result
 from .session import Session
 from .structured import Form, Vocabulary
-from .ticket import Ticket
 from .tools import Tool, Toolbox, form_of
 from .writing import Writing, read_answer, stopper
 
@@ -198,12 +197,13 @@ class LLM:
     def embed(self, texts: str | Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array:
         """The meaning of a text as a vector of length 1, the state of its last token; of several texts, a row each."""
         with self._engine.together() as submit:
-            rows = self._rows([ticket.result() for ticket in self._submit_states(texts, adapter, submit)])
+            tickets = [submit(request) for request in self._state_requests(texts, adapter)]
+            rows = self._rows([ticket.result() for ticket in tickets])
         return rows[0] if isinstance(texts, str) else rows
 
     async def aembed(self, texts: str | Iterable[Prompt], *, adapter: str | Adapter | None = None) -> Array:
-        """The same in asyncio."""
-        tickets = self._submit_states(texts, adapter, self._engine.submit)
+        """The same in asyncio, of as many texts as the queue has room for."""
+        tickets = [self._engine.submit(request) for request in self._state_requests(texts, adapter)]
         rows = self._rows([await ticket.aresult() for ticket in tickets])
         return rows[0] if isinstance(texts, str) else rows
 
@@ -357,12 +357,9 @@ class LLM:
     def _no_adapter(self, name: str) -> str:
         return f"adapter: expected one of {', '.join(self.adapters) or 'those loaded, and none is'}, got {name!r}"
 
-    def _submit_states(
-        self, texts: str | Iterable[Prompt], adapter: str | Adapter | None, submit: Submit
-    ) -> list[Ticket]:
+    def _state_requests(self, texts: str | Iterable[Prompt], adapter: str | Adapter | None) -> list[Request]:
         several, found = [texts] if isinstance(texts, str) else list(texts), self.adapter(adapter)
-        asked = [Request(prompt=self._prompts.tokens(text), want="state", adapter=found) for text in several]
-        return [submit(one) for one in asked]
+        return [Request(prompt=self._prompts.tokens(text), want="state", adapter=found) for text in several]
 
     def _rows(self, results: Sequence[Result]) -> Array:
         """The states as vectors of length 1."""

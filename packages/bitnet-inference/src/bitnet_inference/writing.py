@@ -174,7 +174,7 @@ class Writing:
         return self._reply
 
     def _reply_of(self, written: _Text, output: Output, result: Result) -> Reply:
-        text, stop = "".join(written.pieces), written.stop(output.tokens)
+        text = "".join(written.pieces)
         whole = output.finish_reason == "stop"
         parsed: Any = None
         calls: tuple[Call, ...] = ()
@@ -193,7 +193,7 @@ class Writing:
             timings=result.timings,
             logprobs=tuple(written.logprobs),
             prompt_logprobs=prompt_logprobs_of(self._tokenizer, result.prompt_logprobs),
-            stop=stop if whole else None,
+            stop=written.stop(output.tokens) if whole else None,
             parsed=parsed,
             unread=unread,
             tool_calls=calls,
