@@ -98,6 +98,15 @@ def test_keys_open_a_server_until_they_are_revoked(bitnet: Bitnet, tmp_path: Pat
     assert made["key"] not in audit.read_text()
 
 
+def test_a_page_of_a_named_origin_may_use_it() -> None:
+    page = "https://page.example"
+    with serving("--origin", page) as (address, _):
+        asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
+        request = urllib.request.Request(f"{address}/v1/chat/completions", headers=asked, method="OPTIONS")  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  # loopback
+            assert answer.headers["Access-Control-Allow-Origin"] == page
+
+
 def test_the_log_has_a_line_for_each_request_and_no_word_of_what_was_said(tmp_path: Path) -> None:
     path, moved = tmp_path / "server.log", tmp_path / "server.log.1"
     question = {"model": "stories", "prompt": "A canary sang", "max_tokens": 4}

@@ -35,7 +35,7 @@ from bitnet_inference.server.usage import sums
 
 ADMIN = "correct horse battery staple"
 # Open to all: two words on how the server is, and the page, which holds nothing of anybody's.
-PUBLIC = {"/healthz", "/readyz"}
+PUBLIC = {"/health", "/healthz", "/readyz"}
 OPEN = PUBLIC | {"/", "/page/me", "/page/{file}"}
 PROMPT = "canary-prompt-5d1e"
 
@@ -253,7 +253,7 @@ def test_a_key_for_figures_opens_nothing_else(server: Running) -> None:
     for route in routes(server):
         if (
             isinstance(route, Route)
-            and not route.path.startswith(("/healthz", "/readyz", "/page"))
+            and not route.path.startswith(("/health", "/readyz", "/page"))
             and route.path != "/"
         ):
             [method] = route.methods - {"HEAD"}

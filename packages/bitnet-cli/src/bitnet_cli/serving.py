@@ -96,6 +96,8 @@ class Conduct:
     """Ignore fields that are not known, and say which in a header, instead of refusing them."""
     folder: Path | None = None
     """Where files of clients are kept; without it they go when the server stops."""
+    origin: tuple[str, ...] = ()
+    """Addresses of pages, as https://page.example, that may use the server from a browser."""
     traces: bool = False
     """Tell OpenTelemetry of each request."""
 
@@ -108,4 +110,10 @@ class Conduct:
             from bitnet_inference.server.traces import Traces  # noqa: PLC0415  # an extra
 
             middleware.append(Layer(Traces))
-        return {"lenient": self.lenient, "drain_s": self.drain, "folder": self.folder, "middleware": middleware}
+        return {
+            "lenient": self.lenient,
+            "drain_s": self.drain,
+            "folder": self.folder,
+            "origins": self.origin,
+            "middleware": middleware,
+        }

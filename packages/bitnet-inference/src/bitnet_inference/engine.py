@@ -81,17 +81,15 @@ class Engine:
     ) -> None:
         spec = runner.spec
         if draft is not None and draft.spec.vocab_size != spec.vocab_size:
-            raise ValueError(
-                f"draft: expected a model of {spec.vocab_size} tokens as the other, got {draft.spec.vocab_size}"
-            )
+            expected = f"a model of {spec.vocab_size} tokens as the other"
+            raise ValueError(f"draft: expected {expected}, got {draft.spec.vocab_size}")
         self.context = _whole("context", spec.context if context is None else context, 2)
         self.queue = _whole("queue", queue, 1)
         self.prefix_cache = prefix_cache
         limit = cache_bytes
         if limit is None:
             limit = memory.limit if memory is not None and memory.limit is not None else system.available() // 2
-        self._runner = runner
-        self._model = model
+        self._runner, self._model = runner, model
         self._fingerprint: str | None = None
         self._clock = clock
         self._room = Room(runner, memory, _whole("cache_bytes", limit, 1))

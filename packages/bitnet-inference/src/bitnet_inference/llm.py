@@ -278,7 +278,7 @@ class LLM:
         """Serve this model over HTTP until a signal says to stop; `settings` are those of `server.serve`."""
         from .server import serve  # noqa: PLC0415  # an extra
 
-        serve({self.name: self}, **settings)
+        serve(self, **settings)
 
     def close(self, drain_s: float = 0.0) -> None:
         """End all requests, after `drain_s` seconds at the latest, and give the memory back."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -315,3 +316,14 @@ def test_an_adapter_is_a_model_of_its_own_name(tmp_path: Path) -> None:
         assert logprobs[0] != logprobs[1]
         assert vectors[0] != vectors[1]
         assert server.post(CHAT, {**chat(), "model": "stories:even"}).status_code == 404
+
+
+def test_those_who_hang_up_leave_no_lines_in_the_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    asked = raw(chat(stream=True, n=8, **LONG))
+    for _ in range(20):
+        with socket.create_connection((server.host, server.port), timeout=20) as line:
+            line.sendall(asked)
+            line.recv(2000)
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets it
+    until(lambda: not len(server.app.state.works))
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

@@ -141,7 +141,8 @@ def test_a_budget_is_charged_with_what_was_used(keyed: tuple[Running, Tenants]) 
     headers = {"Authorization": f"Bearer {text}"}
     used = 0
     for stream in (True, False):
-        reply = server.post(CHAT, chat(stream=stream, stream_options={"include_usage": True}), **headers)
+        options = {"stream_options": {"include_usage": True}} if stream else {}
+        reply = server.post(CHAT, chat(stream=stream, **options), **headers)
         body = events(reply.text)[-1] if stream else reply.json()
         used += body["usage"]["total_tokens"]
     assert tenants.ledger is not None

@@ -143,7 +143,14 @@ ENDPOINTS = (
         summary="Give a key a new text",
         body=Rotation,
     ),
-    Endpoint(path="/admin/usage", method="GET", handler=read_usage, role="admin", summary="Sums of what was used"),
+    Endpoint(
+        path="/admin/usage",
+        method="GET",
+        handler=read_usage,
+        role="admin",
+        summary="Sums of what was used",
+        query=("by", "tenant", "since", "until"),
+    ),
     Endpoint(
         path="/admin/usage.csv",
         method="GET",
@@ -151,6 +158,7 @@ ENDPOINTS = (
         role="admin",
         summary="Each request that used something",
         media="text/csv",
+        query=("since", "until"),
     ),
     Endpoint(path="/admin/load", method="GET", handler=read_load, role="admin", summary="How busy the models are"),
     Endpoint(

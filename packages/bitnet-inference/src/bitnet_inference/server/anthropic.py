@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
+
+from bitnet_core.errors import printable
 
 from ..llm import LLM
 from ..reply import Reply
@@ -20,11 +23,15 @@ from .fields import Count, Name, Share, described
 from .gate import answer
 from .replies import Withheld
 from .sse import Stream, event
-from .text import chat_tokens, with_model
+from .text import begun_tokens, chat_tokens, is_begun, talk, with_model
 from .works import Work, works_of
 
 _NAMES = {"stop": "stop_sequences", "schema": "output_config.format.schema"}
+_OLDEST = "2023-06-01"  # of the versions whose events have names
 _Id = Annotated[str, Meta(max_length=256)]
+
+
+T = TypeVar("T", bound=Struct)
 
 
 class CacheControl(Struct, forbid_unknown_fields=True):
@@ -60,6 +67,15 @@ class ToolResult(Struct, forbid_unknown_fields=True, tag_field="type", tag="tool
     is_error: bool | None = None
     cache_control: CacheControl | None = None
 
+    def plain(self) -> dict[str, Any]:
+        """As a message of a chat; templates know of no failures, so its words tell."""
+        text = _joined(self.content)
+        return {
+            "role": "tool",
+            "tool_call_id": self.tool_use_id,
+            "content": f"Error: {text}" if self.is_error else text,
+        }
+
 
 Blocks = Annotated[list[Text | ToolUse | ToolResult], Meta(max_length=2048)]
 
@@ -74,11 +90,7 @@ class Turn(Struct, forbid_unknown_fields=True):
         """As messages of a chat: answers of tools are messages of their own."""
         if isinstance(self.content, str):
             return [{"role": self.role, "content": self.content}]
-        found: list[dict[str, Any]] = [
-            {"role": "tool", "tool_call_id": block.tool_use_id, "content": _joined(block.content)}
-            for block in self.content
-            if isinstance(block, ToolResult)
-        ]
+        found: list[dict[str, Any]] = [block.plain() for block in self.content if isinstance(block, ToolResult)]
         texts = [block for block in self.content if isinstance(block, Text)]
         uses = [block for block in self.content if isinstance(block, ToolUse)]
         if texts or uses or not found:
@@ -139,6 +151,8 @@ class OutputConfig(Struct, forbid_unknown_fields=True):
 class CountTokens(Struct, forbid_unknown_fields=True, kw_only=True):
     """A conversation whose tokens are counted."""
 
+    HINTS: ClassVar[tuple[str, ...]] = ("thinking", "service_tier", "speed")
+
     model: Name
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=2048)]
     system: str | Annotated[list[Text], Meta(max_length=2048)] | None = None
@@ -160,6 +174,8 @@ class CountTokens(Struct, forbid_unknown_fields=True, kw_only=True):
 class Messages(CountTokens, kw_only=True):
     """A conversation that is to be continued."""
 
+    LABELS: ClassVar[tuple[str, ...]] = ("metadata",)
+
     max_tokens: Count
     stop_sequences: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=16)] | None = (
         None
@@ -170,6 +186,7 @@ class Messages(CountTokens, kw_only=True):
     top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    speed: Literal["standard"] | None = None
     output_config: OutputConfig | None = None
 
     def wishes(self) -> dict[str, Any]:
@@ -184,17 +201,20 @@ class Messages(CountTokens, kw_only=True):
 
     def start(self, llm: LLM, wishes: dict[str, Any]) -> Writing:
         """Begin to answer."""
-        return llm.stream(self.said(), tools=self.described(), tool_choice=self._chosen(), **wishes)
+        return talk(llm, self.said(), self.described(), self._chosen(), wishes)
 
     def _chosen(self) -> str:
         wanted = self.tool_choice
         if wanted is None or wanted.type in ("auto", "none"):
             return "auto" if wanted is None else wanted.type
-        names = {tool.name for tool in self.tools or ()}
-        if wanted.type == "tool" and wanted.name not in names:
-            raise Refusal(400, f"tool_choice.name: there is no tool {wanted.name!r} in tools")
+        names = [tool.name for tool in self.tools or ()]
+        if (wanted.type == "tool") != (wanted.name is not None):
+            expected = "a name" if wanted.name is None else "none"
+            raise Refusal(400, f"tool_choice.name: expected {expected} with type {wanted.type!r}, got {wanted.name!r}")
         if not names:
-            raise Refusal(400, "tool_choice: expected tools with it")
+            raise Refusal(400, f"tool_choice: expected tools with type {wanted.type!r}, got none")
+        if wanted.name is not None and wanted.name not in names:
+            raise Refusal(400, f"tool_choice.name: expected one of tools, {', '.join(names)}, got {wanted.name!r}")
         return "required" if wanted.name is None else wanted.name
 
     @property
@@ -205,7 +225,7 @@ class Messages(CountTokens, kw_only=True):
 
 async def create(request: Request) -> Response:
     """Answer a conversation, at once or in pieces."""
-    body = await read(request, Messages)
+    body = await _read(request, Messages)
     work = await works_of(request).begin(request, body.model, body.start, body.wishes(), names=_NAMES)
     if body.stream:
         return Stream(work, _stream(work, body), lambda refusal: event(refusal.to_anthropic(), "error"))
@@ -218,11 +238,21 @@ async def create(request: Request) -> Response:
 
 async def count(request: Request) -> Response:
     """How many tokens the model would read."""
-    body = await read(request, CountTokens)
+    body = await _read(request, CountTokens)
     said, tools = body.said(), body.described()
-    return answer(
-        await with_model(request, body.model, lambda llm: {"input_tokens": len(chat_tokens(llm, said, tools))})
-    )
+    tokens = begun_tokens if is_begun(said) else chat_tokens
+    return answer(await with_model(request, body.model, lambda llm: {"input_tokens": len(tokens(llm, said, tools))}))
+
+
+async def _read(request: Request, kind: type[T]) -> T:
+    """The body of a request of a version that streams as we do; betas are not known, and named."""
+    version = request.headers.get("anthropic-version", _OLDEST)
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", version) or version < _OLDEST:
+        raise Refusal(400, f"anthropic-version: expected {_OLDEST} or later, got {printable(version, 40)!r}")
+    body = await read(request, kind)
+    if "anthropic-beta" in request.headers:
+        request.state.ignored = (*request.state.ignored, "anthropic-beta")
+    return body
 
 
 def _head(work: Work, body: Messages) -> dict[str, Any]:
@@ -231,7 +261,7 @@ def _head(work: Work, body: Messages) -> dict[str, Any]:
 
 
 def _message(work: Work, body: Messages, reply: Reply) -> dict[str, Any]:
-    return {**_head(work, body), "content": _blocks(body, reply), **_end(reply), "usage": _usage(reply)}
+    return {**_head(work, body), "content": _blocks(body, reply), **_end(body, reply), "usage": _usage(reply)}
 
 
 def _blocks(body: Messages, reply: Reply) -> list[dict[str, Any]]:
@@ -246,18 +276,19 @@ def _blocks(body: Messages, reply: Reply) -> list[dict[str, Any]]:
     ]
 
 
-def _end(reply: Reply) -> dict[str, Any]:
+def _end(body: Messages, reply: Reply) -> dict[str, Any]:
     stopped = "end_turn" if reply.stop is None else "stop_sequence"
-    reasons = {"length": "max_tokens", "tool_calls": "tool_use", "stop": stopped}
+    # What is cut short of what was allowed has filled the context.
+    cut = "max_tokens" if len(reply.tokens) >= body.max_tokens else "model_context_window_exceeded"
+    reasons = {"length": cut, "tool_calls": "tool_use", "stop": stopped}
     return {"stop_reason": reasons[replies.reason_of(reply)], "stop_sequence": reply.stop}
 
 
 async def _stream(work: Work, body: Messages) -> AsyncIterator[bytes]:
-    started = {
-        **_head(work, body),
-        "usage": {"input_tokens": work.writing.ticket.usage.prompt_tokens, "output_tokens": 0},
-    }
-    yield _event("message_start", message=started)
+    begun = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 0}
+    read = {"input_tokens": work.writing.ticket.usage.prompt_tokens, **begun}
+    yield _event("message_start", message={**_head(work, body), "usage": read})
+    yield _event("ping")
     held = Withheld() if body.calls else None
     index = -1  # of the block that is open
     async for _, piece in work.pieces():
@@ -283,7 +314,7 @@ async def _stream(work: Work, body: Messages) -> AsyncIterator[bytes]:
             yield _event("content_block_start", index=index, content_block={**block, "input": {}})
             yield _event("content_block_delta", index=index, delta=written)
             yield _event("content_block_stop", index=index)
-    yield _event("message_delta", delta=_end(reply), usage=_usage(reply))
+    yield _event("message_delta", delta=_end(body, reply), usage=_usage(reply))
     yield _event("message_stop")
 
 

@@ -18,10 +18,11 @@ from . import admin, files, openapi, responses, socket
 from .audit import Audit
 from .batches import Batches
 from .errors import Refusal, refusal_of
-from .gate import FILE_LIMIT, Endpoint, refuse
+from .gate import FILE_LIMIT, Endpoint, refuse, style_of
 from .limits import Limits
 from .metrics import Metrics
 from .models import Models
+from .origins import layers
 from .records import Records
 from .routes import ENDPOINTS
 from .tenants import Tenants
@@ -39,6 +40,7 @@ def make_app(  # noqa: PLR0913  # each is a setting of its own, given by name
     audit: Audit | None = None,
     endpoints: Sequence[Endpoint] = (),
     middleware: Sequence[Middleware] = (),
+    origins: Sequence[str] = (),
     lenient: bool = False,
     drain_s: float = DRAIN_S,
     body_limit: int = BODY_LIMIT,
@@ -46,7 +48,8 @@ def make_app(  # noqa: PLR0913  # each is a setting of its own, given by name
 ) -> Starlette:
     """The application; `tenants=None` has one tenant who may do everything.
 
-    `lenient` ignores unknown fields, and says which. `folder` keeps clients' files; without one, they go at the end.
+    `origins`: addresses of pages that may use it from a browser, beside its own. `lenient` ignores unknown fields, and
+    says which. `folder` keeps clients' files; without one, they go at the end.
     """
     every = (*ENDPOINTS, *admin.ENDPOINTS, *endpoints)
     larger = {endpoint.path: FILE_LIMIT for endpoint in every if endpoint.form}
@@ -56,6 +59,7 @@ def make_app(  # noqa: PLR0913  # each is a setting of its own, given by name
         routes=[*(endpoint.route() for endpoint in every), WebSocketRoute("/v1/stream", socket.talk)],
         middleware=[
             Middleware(Records, metrics=figures, audit=audit),
+            *layers(origins, keyed=tenants is not None),
             Middleware(Limits, body=body_limit, larger=larger),
             *middleware,
         ],
@@ -68,6 +72,7 @@ def make_app(  # noqa: PLR0913  # each is a setting of its own, given by name
     state.open_paths = tuple(
         endpoint.path.partition("{")[0] for endpoint in every if endpoint.role == "none" and endpoint.path != "/page/me"
     )
+    state.origins = frozenset(origins)
     state.document = openapi.document(every)
     state.lenient, state.drain_s = lenient, drain_s
     state.works, state.memory = Works(), responses.Memory()
@@ -101,4 +106,4 @@ def _leave(app: Starlette, owner: str) -> None:
 async def _failed(request: Request, error: Exception) -> Response:
     refusal = refusal_of(error)
     request.state.code = refusal.short
-    return refuse(refusal)
+    return refuse(refusal, style_of(request))

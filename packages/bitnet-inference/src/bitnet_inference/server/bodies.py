@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -26,11 +27,15 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _LIMITED = re.compile(r"Expected `\w+` (?:of length )?[<>]=? ")
+_CHOICE = re.compile(r"Invalid (?:enum )?value .*", re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read(request: Request, kind: type[T], *, any_type: bool = False) -> T:
-    """The body of a request; what a lenient request has too much goes into the header `X-Ignored-Fields`.
+    """The body of a request; what changes nothing goes into the header `X-Ignored-Fields`.
+
+    That is what a lenient request has too much, its `HINTS`, fields that would change how and not what is answered,
+    where they ask for what there is not; and the `LABELS` of any, fields that are for others to read.
 
     `any_type` takes bodies that do not say that they are JSON, though never from a page in a browser.
     """
@@ -41,7 +46,8 @@ async def read(request: Request, kind: type[T], *, any_type: bool = False) -> T:
         value, ignored = await asyncio.to_thread(parse, data, kind, lenient=lenient)
     else:
         value, ignored = parse(data, kind, lenient=lenient)
-    request.state.ignored = ignored
+    labels = [name for name in getattr(kind, "LABELS", ()) if getattr(value, name) is not None]
+    request.state.ignored = (*ignored, *labels)
     return value
 
 
@@ -54,18 +60,25 @@ def parse(data: bytes, kind: type[T], *, lenient: bool = False) -> tuple[T, tupl
 
 
 def convert(value: Any, kind: type[T], *, lenient: bool = False) -> tuple[T, tuple[str, ...]]:
-    """The same of JSON that was read already."""
+    """The same of JSON that was read already; an unknown field that is null says nothing, and may stay."""
     ignored: list[str] = []
+    nulls = 0
     while True:
         try:
             return msgspec.convert(value, kind), tuple(ignored)
         except msgspec.ValidationError as error:
             message, path = _parts(error)
             unknown = _UNKNOWN.fullmatch(message)
-            if not unknown or not lenient or len(ignored) >= IGNORED_LIMIT:
+            if unknown and nulls < IGNORED_LIMIT and _at(value, path)[unknown[1]] is None:
+                nulls += 1
+                _drop_nulls(value, path, unknown[1])
+                continue
+            hint = bool(path) and path[0] in getattr(kind, "HINTS", ())
+            if not (unknown or hint) or not lenient or len(ignored) >= IGNORED_LIMIT:
                 raise _refusal(message, path, kind, value) from error
-            _at(value, path).pop(unknown[1])
-            ignored.append(_shown([*path, unknown[1]]))
+            place = path[:1] if hint else [*path, unknown[1] if unknown else ""]
+            _at(value, place[:-1]).pop(place[-1])
+            ignored.append(_shown(place))
 
 
 def _check_type(request: Request, any_type: bool) -> None:
@@ -111,6 +124,8 @@ def _refusal(message: str, path: list[str | int], kind: type, value: Any) -> Ref
         return Refusal(400, f"{name}: expected, and is not there", param=name, code="missing_required_parameter")
     name = _shown(path) or "body"
     expected = _range(kind, path) if _LIMITED.match(message) else None
+    if _CHOICE.fullmatch(message):
+        expected = _choices(kind, path)
     if expected is None:
         return Refusal(400, f"{name}: {message[0].lower()}{message[1:]}", param=name, code="invalid_value")
     return Refusal(400, f"{name}: expected {expected}, got {_got(value, path)}", param=name, code="invalid_value")
@@ -127,6 +142,19 @@ def _at(value: Any, path: list[str | int]) -> Any:
     return value
 
 
+def _drop_nulls(value: Any, path: list[str | int], name: str) -> None:
+    """Drop a field that is null, in every element of the lists on the way: clients write all of them alike."""
+    found = [value]
+    for step in path:
+        if isinstance(step, int):
+            found = [one for each in found if isinstance(each, list) for one in each]
+        else:
+            found = [each[step] for each in found if isinstance(each, dict) and step in each]
+    for each in found:
+        if isinstance(each, dict) and each.get(name, 0) is None:
+            del each[name]
+
+
 def _got(value: Any, path: list[str | int]) -> str:
     try:
         found = _at(value, path)
@@ -136,7 +164,12 @@ def _got(value: Any, path: list[str | int]) -> str:
         return f"{len(found)} of them"
     if isinstance(found, str) and len(found) > 60:
         return f"{len(found)} characters"
-    return f"a number of {found.bit_length()} bits" if _is_huge(found) else printable(repr(found))
+    return f"a number of {found.bit_length()} bits" if _is_huge(found) else printable(_written(found))
+
+
+def _written(value: Any) -> str:
+    """A value as JSON has it, a text as errors have it."""
+    return repr(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _is_huge(value: Any) -> bool:
@@ -179,6 +212,16 @@ def _range(kind: type, path: list[str | int]) -> str | None:
         if isinstance(one, types.FloatType) and one.ge is not None and one.le is not None:
             return f"a number of {one.ge:g}..{one.le:g}"
         if isinstance(one, types.StrType | types.ListType | types.DictType) and one.max_length is not None:
+            if one.max_length == 0:
+                return "none (it is not supported)"
             noun = "characters" if isinstance(one, types.StrType) else "of them"
             return f"{one.min_length or 0}..{one.max_length} {noun}"
     return None
+
+
+def _choices(kind: type, path: list[str | int]) -> str | None:
+    """What there is to choose from at a place in a body; at a tag, the tags of the types that may stand there."""
+    values = [value for one in _kinds(kind, path) if isinstance(one, types.LiteralType) for value in one.values]
+    around = [one for one in _kinds(kind, path[:-1]) if isinstance(one, types.StructType)]
+    values += [one.tag for one in around if path and one.tag_field == path[-1]]
+    return " or ".join(dict.fromkeys(_written(value) for value in values)) or None

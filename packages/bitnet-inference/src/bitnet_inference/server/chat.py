@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from ..writing import Writing
 from . import replies
 from .bodies import read
 from .errors import Refusal
-from .fields import Alternatives, Count, Messages, Name, Sampled, Tools, descriptions
+from .fields import Alternatives, Count, Messages, Name, Sampled, Tools, chosen_of, descriptions
 from .gate import answer
 from .replies import Withheld
 from .sse import DONE, Stream, event
@@ -37,13 +37,25 @@ class TextFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="text
 
 
 class ObjectFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
-    """Some JSON object."""
+    """Some JSON object, of a schema where one is given, as llama-server has it."""
+
+    schema: dict[str, Any] | None = None
 
 
 class SchemaFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
-    """JSON of a schema."""
+    """JSON of a schema, OpenAI's way or llama-server's."""
 
-    json_schema: JSONSchema
+    json_schema: JSONSchema | None = None
+    schema: dict[str, Any] | None = None
+
+    def wanted(self) -> dict[str, Any]:
+        """The schema."""
+        if (self.json_schema is None) == (self.schema is None):
+            got = "neither" if self.schema is None else "both"
+            name = "response_format.json_schema"
+            raise Refusal(400, f"{name}: expected it, or a schema in its place, got {got}", param=name)
+        found = self.schema if self.json_schema is None else self.json_schema.schema
+        return found or {"type": "object"}
 
 
 class NamedFunction(Struct, forbid_unknown_fields=True):
@@ -52,15 +64,30 @@ class NamedFunction(Struct, forbid_unknown_fields=True):
     name: Name
 
 
-class NamedTool(Struct, forbid_unknown_fields=True):
+class NamedTool(Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
     """A tool that must be called."""
 
-    type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedNames(Struct, forbid_unknown_fields=True):
+    """Those of the tools that may be called, and whether one must."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=128)]
+
+
+class AllowedTools(Struct, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    """Tools that may be called; of the others the model does not hear."""
+
+    allowed_tools: AllowedNames
 
 
 class Chat(Sampled, kw_only=True):
     """A conversation that is to be continued."""
+
+    LABELS: ClassVar[tuple[str, ...]] = ("user", "safety_identifier", "prompt_cache_key")
+    HINTS: ClassVar[tuple[str, ...]] = ("reasoning_effort", "verbosity", "service_tier", "store")
 
     model: Name
     messages: Messages
@@ -70,10 +97,12 @@ class Chat(Sampled, kw_only=True):
     top_logprobs: Alternatives | None = None
     response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
     tools: Tools | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     # Accepted where they ask for what is done anyway.
     modalities: Annotated[list[Literal["text"]], Meta(min_length=1, max_length=1)] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
@@ -84,6 +113,9 @@ class Chat(Sampled, kw_only=True):
         """What is asked for, as the engine's options."""
         found = super().wishes()
         limit = self.max_completion_tokens or self.max_tokens
+        if self.max_tokens not in (None, limit):
+            name = "max_tokens"
+            raise Refusal(400, f"{name}: expected none with max_completion_tokens, got {self.max_tokens}", param=name)
         if limit is not None:
             found["max_tokens"] = limit
         if self.top_logprobs is not None and not self.logprobs:
@@ -91,25 +123,28 @@ class Chat(Sampled, kw_only=True):
         if self.logprobs:
             found["logprobs"] = self.top_logprobs or 0
         if isinstance(self.response_format, ObjectFormat):
-            found["form"] = "json"
+            found["form"] = self.response_format.schema or "json"
         elif isinstance(self.response_format, SchemaFormat):
-            found["form"] = self.response_format.json_schema.schema or {"type": "object"}
+            found["form"] = self.response_format.wanted()
         return found
 
     def names(self) -> dict[str, str]:
         """What is called otherwise here."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {"max_tokens": limit, "schema": "response_format.json_schema.schema", "form": "response_format"}
+        nested = isinstance(self.response_format, SchemaFormat) and self.response_format.json_schema is not None
+        schema = "response_format.json_schema.schema" if nested else "response_format.schema"
+        return {"max_tokens": limit, "schema": schema, "form": "response_format"}
 
     def start(self, llm: LLM, wishes: dict[str, Any]) -> Writing:
         """Begin to answer."""
-        tools = descriptions(self.tools)
-        wanted = self.tool_choice or "auto"
-        chosen: str = wanted.function.name if isinstance(wanted, NamedTool) else wanted
-        if isinstance(wanted, NamedTool) and chosen not in {tool["function"]["name"] for tool in tools}:
-            raise Refusal(400, f"tool_choice: there is no tool {chosen!r} in tools", param="tool_choice")
-        if chosen == "required" and not tools:
-            raise Refusal(400, "tool_choice: expected tools with it", param="tool_choice")
+        tools, wanted = descriptions(self.tools), self.tool_choice or "auto"
+        if isinstance(wanted, AllowedTools):
+            allowed = wanted.allowed_tools
+            tools, chosen = chosen_of(tools, allowed.mode, [tool.function.name for tool in allowed.tools])
+        elif isinstance(wanted, NamedTool):
+            _, chosen = chosen_of(tools, wanted.function.name, [wanted.function.name])
+        else:
+            _, chosen = chosen_of(tools, wanted, [])
         return llm.stream([message.plain() for message in self.messages], tools=tools, tool_choice=chosen, **wishes)
 
     @property
@@ -139,8 +174,11 @@ def completion(work: Work, body: Chat, reply: Reply) -> dict[str, Any]:
 
 
 def _head(work: Work, body: Chat, kind: str) -> dict[str, Any]:
-    head = {"id": f"chatcmpl-{work.id}", "object": kind, "created": work.created, "model": body.model}
-    return head | ({"service_tier": "default"} if body.service_tier else {})
+    head: dict[str, Any] = {"id": f"chatcmpl-{work.id}", "object": kind, "created": work.created, "model": body.model}
+    head["system_fingerprint"] = replies.fingerprint(work.llm)
+    if body.service_tier:
+        head["service_tier"] = "default"
+    return head if body.metadata is None else {**head, "metadata": body.metadata}
 
 
 def _choice(body: Chat, index: int, reply: Reply) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def completion(work: Work, body: Completion, found: Sequence[Reply]) -> dict[str
 
 
 def _head(work: Work, body: Completion) -> dict[str, Any]:
-    return {"id": f"cmpl-{work.id}", "object": "text_completion", "created": work.created, "model": body.model}
+    head = {"id": f"cmpl-{work.id}", "object": "text_completion", "created": work.created, "model": body.model}
+    return {**head, "system_fingerprint": replies.fingerprint(work.llm)}
 
 
 def _choice(work: Work, body: Completion, prompt: str | list[int], reply: Reply) -> dict[str, Any]:

@@ -143,6 +143,8 @@ class Connection(H11Protocol):
     def _relay(self, data: bytes) -> bool:
         """Send a piece of an answer that has begun, past all who only look at its head; False: send it as others."""
         cycle = self.cycle
+        if self.transport.is_closing():
+            return True  # whoever read it has left
         if (
             self.flow.write_paused
             or cycle.disconnected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ Vectors = npt.NDArray[np.float32]
 
 class Embeddings(Struct, forbid_unknown_fields=True, kw_only=True):
     """Texts whose meaning is asked for."""
+
+    LABELS: ClassVar[tuple[str, ...]] = ("user",)
 
     model: Name
     input: str | Annotated[list[str | Token | Tokens], Meta(min_length=1, max_length=1 << 20)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+
+from .errors import Refusal
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 Text = str
@@ -55,6 +57,8 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 class Sampled(Struct, forbid_unknown_fields=True, kw_only=True):
     """Fields of sampling, OpenAI's and those beyond."""
 
+    LABELS: ClassVar[tuple[str, ...]] = ("user",)
+
     temperature: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
     top_p: Share | None = None
     n: Annotated[int, Meta(ge=1, le=8)] | None = None
@@ -87,6 +91,8 @@ class Sampled(Struct, forbid_unknown_fields=True, kw_only=True):
         found = {name: value for name in _SAME if (value := getattr(self, name)) is not None}
         if self.stop:
             found["stop"] = self.stop
+        if self.stream_options is not None and not self.stream:
+            raise Refusal(400, "stream_options: expected stream to be true with it", param="stream_options")
         if self.stop_token_ids:
             found["stop_tokens"] = frozenset(self.stop_token_ids)
         if self.logit_bias:
@@ -174,6 +180,18 @@ def descriptions(tools: list[Tool] | None) -> list[dict[str, Any]]:
     """Tools as the engine takes them."""
     each = [tool.function for tool in tools or ()]
     return [described(one.name, one.description, one.parameters) for one in each]
+
+
+def chosen_of(tools: list[dict[str, Any]], choice: str, names: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """Those of the tools that are named, all where none is, and which must be called; refuses what does not fit."""
+    known = [tool["function"]["name"] for tool in tools]
+    for name in names:
+        if name not in known:
+            message = f"tool_choice: expected one of tools, {', '.join(known) or 'and there are none'}, got {name!r}"
+            raise Refusal(400, message, param="tool_choice")
+    if choice == "required" and not tools:
+        raise Refusal(400, "tool_choice: expected tools with required, got none", param="tool_choice")
+    return [tool for tool in tools if not names or tool["function"]["name"] in names], choice
 
 
 def described(name: str, description: str | None, parameters: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,9 +12,13 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from bitnet_core.errors import printable
+
 from .errors import Refusal, refusal_of
 
 FILE_LIMIT = 64 << 20  # bytes of a form with a file
+
+_UNREAD_LIMIT = 16  # parameters of a path that an answer names
 
 Role = Literal["none", "metrics", "read", "user", "admin"]
 Style = Literal["openai", "anthropic", "ollama"]
@@ -99,6 +103,7 @@ class Endpoint:
     reply: Any = None  # likewise, a JSON schema
     media: str = "application/json"  # of the answer
     form: bool = False  # the request is a form with a file, and may be larger than others
+    query: tuple[str, ...] = ()  # parameters that are read; the answer names those that are not
 
     def route(self) -> Route:
         """As Starlette mounts it."""
@@ -112,13 +117,21 @@ class Endpoint:
             except Exception as error:  # noqa: BLE001  # whatever went wrong, the client gets an answer
                 refusal = refusal_of(error)
                 request.state.code = refusal.short
-                return refuse(refusal, self.style)
-            ignored = getattr(request.state, "ignored", ())
+                style = style_of(request) if self.style == "openai" else self.style
+                return refuse(refusal, style, getattr(request.state, "request_id", None))
+            ignored = (*getattr(request.state, "ignored", ()), *self._unread(request))
             if ignored:
                 response.headers["X-Ignored-Fields"] = ", ".join(ignored).encode("ascii", "replace").decode()
+            if self.style == "anthropic":
+                response.headers["request-id"] = request.state.request_id
             return response
 
         return Route(self.path, serve, methods=[self.method])
+
+    def _unread(self, request: Request) -> list[str]:
+        """Parameters that nobody reads; of many, the first."""
+        found = [name for name in dict.fromkeys(request.query_params) if name not in self.query]
+        return [f"?{printable(name, 40)}" for name in found[:_UNREAD_LIMIT]]
 
 
 async def admit(connection: HTTPConnection, role: Role) -> None:
@@ -148,7 +161,7 @@ def _check_host(connection: HTTPConnection) -> None:
     if not is_local(name.strip("[]") if name and port.isdigit() else host.strip("[]")):
         raise Refusal(403, "Host: expected localhost; a server without keys answers to no other name", code="forbidden")
     origin = connection.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != host:
+    if origin is not None and origin.partition("://")[2] != host and origin not in connection.app.state.origins:
         raise Refusal(403, "Origin: pages of other sites may not use a server without keys", code="forbidden")
 
 
@@ -162,10 +175,19 @@ def is_local(host: str) -> bool:
         return False
 
 
-def refuse(refusal: Refusal, style: Style = "openai") -> Response:
-    """A refusal as the answer."""
+def style_of(request: Request) -> Style:
+    """Whose client asks, where the route does not tell."""
+    if request.url.path.startswith("/api/"):
+        return "ollama"
+    return "anthropic" if "anthropic-version" in request.headers else "openai"
+
+
+def refuse(refusal: Refusal, style: Style = "openai", identity: str | None = None) -> Response:
+    """A refusal as the answer; `identity`: the request's, which Anthropic's clients are told."""
     body = {"openai": refusal.to_openai, "anthropic": refusal.to_anthropic, "ollama": refusal.to_ollama}[style]()
-    return answer(body, refusal.status, refusal.headers)
+    if style != "anthropic" or identity is None:
+        return answer(body, refusal.status, refusal.headers)
+    return answer({**body, "request_id": identity}, refusal.status, {**refusal.headers, "request-id": identity})
 
 
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

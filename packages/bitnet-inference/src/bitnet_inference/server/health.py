@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -27,7 +28,10 @@ async def ready(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     """The models that the tenant may use, adapters by names of their own."""
-    return answer({"object": "list", "data": [_model(state, name) for state, name in _open(request)]})
+    data = [_model(state, name) for state, name in _open(request)]
+    # Anthropic's clients read the same list, which has one page here.
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return answer({"object": "list", "data": data, "has_more": False, **ends})
 
 
 async def model(request: Request) -> Response:
@@ -46,6 +50,11 @@ def models_of(request: Request) -> Models:
     return found
 
 
+def timestamp(seconds: float) -> str:
+    """A moment since 1970 as RFC 3339 has it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
 def _open(request: Request) -> list[tuple[ModelState, str]]:
     allowed = request.state.tenant.models
     return [
@@ -58,9 +67,11 @@ def _open(request: Request) -> list[tuple[ModelState, str]]:
 
 def _model(state: ModelState, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"id": name, "object": "model", "created": state.created, "owned_by": "bitnet"}
+    found |= {"type": "model", "display_name": name, "created_at": timestamp(state.created)}
+    found["lifecycle"] = "active"
     found["loaded"] = state.loaded
     if state.llm is not None:
-        found["max_model_len"] = state.llm.engine.context
+        found["max_model_len"] = found["max_input_tokens"] = found["max_tokens"] = state.llm.engine.context
     if name != state.name:
         found["parent"] = state.name
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import uuid
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -10,8 +11,9 @@ from ..llm import LLM
 from ..writing import Writing
 from .chat import ObjectFormat, TextFormat
 from .errors import Refusal
-from .fields import Count, Name, Share, described
+from .fields import Count, Name, Share, chosen_of, described
 
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
 _Id = Annotated[str, Meta(max_length=256)]
 
 
@@ -51,6 +53,20 @@ class Item(Struct, forbid_unknown_fields=True):
             raise Refusal(400, f"input[{place}]: expected a role and a content", param=f"input[{place}]")
         return {"role": self.role, "content": _text(self.content)}
 
+    def shown(self) -> dict[str, Any]:
+        """As an item that was taken in."""
+        kind = self.type or "message"
+        given = self.id or f"{_PREFIXES[kind]}_{uuid.uuid4().hex}"
+        found: dict[str, Any] = {"id": given, "type": kind, "status": self.status or "completed"}
+        if kind == "function_call":
+            return {**found, "call_id": self.call_id, "name": self.name, "arguments": self.arguments or "{}"}
+        if kind == "function_call_output":
+            return {**found, "call_id": self.call_id, "output": _text(self.output)}
+        part: dict[str, Any] = {"type": "input_text", "text": _text(self.content)}
+        if self.role == "assistant":
+            part = {"type": "output_text", "text": part["text"], "annotations": [], "logprobs": []}
+        return {**found, "role": self.role, "content": [part]}
+
 
 class Function(Struct, forbid_unknown_fields=True):
     """A function that the model may ask to have called."""
@@ -62,11 +78,30 @@ class Function(Struct, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
-class NamedFunction(Struct, forbid_unknown_fields=True):
+class NamedFunction(Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
     """A function that must be called."""
 
-    type: Literal["function"]
     name: Name
+
+
+class AllowedTools(Struct, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    """Tools that may be called, and whether one must; of the others the model does not hear."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunction], Meta(min_length=1, max_length=128)]
+
+
+class Reasoning(Struct, forbid_unknown_fields=True):
+    """These models do not think before they speak."""
+
+    effort: Literal["none"] | None = None
+    summary: None = None
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """How a stream is sent."""
+
+    include_obfuscation: Literal[False] | None = None
 
 
 class SchemaFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
@@ -88,6 +123,9 @@ class TextOptions(Struct, forbid_unknown_fields=True):
 class Respond(Struct, forbid_unknown_fields=True, kw_only=True):
     """What is to be answered."""
 
+    LABELS: ClassVar[tuple[str, ...]] = ("user", "safety_identifier", "prompt_cache_key")
+    HINTS: ClassVar[tuple[str, ...]] = ("reasoning", "service_tier", "stream_options", "truncation")
+
     model: Name
     input: str | Annotated[list[Item], Meta(min_length=1, max_length=2048)]
     instructions: str | None = None
@@ -99,13 +137,15 @@ class Respond(Struct, forbid_unknown_fields=True, kw_only=True):
     include: Annotated[list[Literal["message.output_text.logprobs"]], Meta(max_length=1)] | None = None
     text: TextOptions | None = None
     tools: Annotated[list[Function], Meta(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     store: bool | None = None
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     # Accepted where they ask for what is done anyway.
+    reasoning: Reasoning | None = None
+    stream_options: StreamOptions | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -114,9 +154,14 @@ class Respond(Struct, forbid_unknown_fields=True, kw_only=True):
 
     def items(self) -> list[dict[str, Any]]:
         """What is new, as messages of a chat."""
-        if isinstance(self.input, str):
-            return [{"role": "user", "content": self.input}]
-        return [item.plain(place) for place, item in enumerate(self.input)]
+        return [item.plain(place) for place, item in enumerate(self._items())]
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The same as items with names of their own."""
+        return [item.shown() for item in self._items()]
+
+    def _items(self) -> list[Item]:
+        return [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
     def wishes(self) -> dict[str, Any]:
         """What is asked for, as the engine's options."""
@@ -135,11 +180,12 @@ class Respond(Struct, forbid_unknown_fields=True, kw_only=True):
         """Begin to answer."""
         tools = [described(tool.name, tool.description, tool.parameters) for tool in self.tools or ()]
         wanted = self.tool_choice or "auto"
-        chosen: str = wanted.name if isinstance(wanted, NamedFunction) else wanted
-        if isinstance(wanted, NamedFunction) and chosen not in {tool.name for tool in self.tools or ()}:
-            raise Refusal(400, f"tool_choice: there is no tool {chosen!r} in tools", param="tool_choice")
-        if chosen == "required" and not tools:
-            raise Refusal(400, "tool_choice: expected tools with it", param="tool_choice")
+        if isinstance(wanted, AllowedTools):
+            tools, chosen = chosen_of(tools, wanted.mode, [tool.name for tool in wanted.tools])
+        elif isinstance(wanted, NamedFunction):
+            _, chosen = chosen_of(tools, wanted.name, [wanted.name])
+        else:
+            _, chosen = chosen_of(tools, wanted, [])
         return llm.stream(messages, tools=tools, tool_choice=chosen, **wishes)
 
 

@@ -16,9 +16,9 @@ from typing import Any
 from bitnet_core.errors import BitNetError, printable
 from bitnet_core.model import Model
 
-from ..llm import LLM
+from ..llm import BUILT_IN, LLM
 from ..observer import Observer
-from .errors import Refusal
+from .errors import Refusal, refusal_of
 
 log = logging.getLogger("bitnet_inference.server")
 
@@ -59,6 +59,8 @@ class ModelState:
     created: int  # seconds since 1970
     adapters: tuple[str, ...]
     llm: LLM | None
+    origin: str | os.PathLike[str] | Model | None  # what it is loaded from
+    expires_s: float | None  # seconds until it is unloaded, if nobody asks for it; None: it stays
 
 
 class Held:
@@ -69,6 +71,15 @@ class Held:
         self.llm = llm
         self.adapter = adapter
         self._release: Callable[[], None] | None = release
+
+    def tell(self, error: BitNetError) -> Refusal:
+        """What a client is told of an error: the model by its name here, and nothing of where its files are."""
+        refusal, template = refusal_of(error), self.llm.model.template
+        places = {self.llm.name: self.name} | ({} if template is None else {template.file: Path(template.file).name})
+        for place, name in places.items():
+            if os.sep in place:
+                refusal.message = refusal.message.replace(printable(place), name)
+        return refusal
 
     def release(self) -> None:
         """Let go of it; doing so twice does nothing."""
@@ -120,7 +131,7 @@ class Models:
 
     def states(self) -> list[ModelState]:
         """Each model at this moment."""
-        return [_state(entry) for entry in self._entries.values()]
+        return [self._state(entry) for entry in self._entries.values()]
 
     @property
     def full(self) -> bool:
@@ -134,8 +145,7 @@ class Models:
             known = entry is not None and (adapter is None or adapter in _adapters(entry))
             if known and (allowed is None or name in allowed or base in allowed):
                 return base, adapter
-        message = f"model: there is no model {printable(repr(name))} for you; GET /v1/models lists those there are"
-        raise Refusal(404, message, param="model", code="model_not_found")
+        raise missing(name)
 
     async def hold(self, name: str, allowed: Collection[str] | None = None) -> Held:
         """A model, loaded if it is not; it stays until it is released."""
@@ -163,8 +173,8 @@ class Models:
         """Unload what has been idle for too long."""
         async with self._lock:
             for entry in self._idle():
-                keep = self.idle_s if entry.keep_s is None else entry.keep_s
-                if not entry.uses and keep is not None and keep >= 0 and self._clock() - entry.used >= keep:
+                keep = self._keep_s(entry)
+                if not entry.uses and keep is not None and self._clock() - entry.used >= keep:
                     await self._unload(entry)
 
     async def watch(self) -> None:
@@ -182,6 +192,27 @@ class Models:
                 if entry.llm is not None and entry.source is not None:
                     await self._unload(entry, drain_s)
         self._loader.shutdown(wait=False)
+
+    def _state(self, entry: _Entry) -> ModelState:
+        keep, left = self._keep_s(entry), None
+        if keep is not None and entry.llm is not None and entry.source is not None:
+            left = keep if entry.uses else max(0.0, entry.used + keep - self._clock())
+        return ModelState(
+            name=entry.name,
+            loaded=entry.llm is not None,
+            requests=entry.uses,
+            memory=entry.memory,
+            created=entry.created,
+            adapters=_adapters(entry),
+            llm=entry.llm,
+            origin=_origin(entry),
+            expires_s=left,
+        )
+
+    def _keep_s(self, entry: _Entry) -> float | None:
+        """How long a model stays when it is idle; None for ever."""
+        keep = self.idle_s if entry.keep_s is None else entry.keep_s
+        return None if keep is None or keep < 0 else keep
 
     def _release(self, entry: _Entry) -> None:
         entry.uses -= 1
@@ -201,7 +232,7 @@ class Models:
         wanted = _budget(source, self.memory)
         await self._make_room(entry.name, wanted)
         observer = None if self._observer is None else self._observer(entry.name)
-        load = partial(_load, source, wanted, observer)
+        load = partial(_load, entry.name, source, wanted, observer)
         try:
             entry.llm = await asyncio.get_running_loop().run_in_executor(self._loader, load)
         except (BitNetError, OSError, ValueError) as error:
@@ -230,6 +261,12 @@ class Models:
         if llm is not None:
             log.info("unloading the model %s", entry.name)
             await asyncio.get_running_loop().run_in_executor(self._loader, llm.close, drain_s)
+
+
+def missing(name: str) -> Refusal:
+    """What is said of a model, or an adapter, that is not there, or not for whoever asks."""
+    message = f"model: there is no model {printable(repr(name))} for you; GET /v1/models lists those there are"
+    return Refusal(404, message, param="model", code="model_not_found")
 
 
 def _named(models: Any) -> dict[str, Any]:
@@ -277,31 +314,38 @@ def _adapters(entry: _Entry) -> tuple[str, ...]:
     return tuple(sorted(entry.source.adapters)) if entry.source else ()
 
 
-def _state(entry: _Entry) -> ModelState:
-    return ModelState(
-        entry.name, entry.llm is not None, entry.uses, entry.memory, entry.created, _adapters(entry), entry.llm
-    )
+def _origin(entry: _Entry) -> str | os.PathLike[str] | Model | None:
+    if entry.source is not None:
+        return entry.source.model
+    llm = entry.llm
+    return None if llm is None else llm.name if Path(llm.name).exists() else llm.model
+
+
+def files_of(model: str | os.PathLike[str] | Model | None) -> list[Path]:
+    """The files of a model's weights, where it has some here."""
+    if isinstance(model, Model):
+        return []
+    path = BUILT_IN if model is None else Path(model)
+    return [path] if path.is_file() else sorted((*path.glob("*.safetensors"), *path.glob("*.gguf")))
 
 
 def _budget(source: Source, limit: int | None) -> int | None:
     """Bytes that a model may take: twice its files' size, and some more, where nothing else is said."""
     if source.memory is not None or limit is None:
         return source.memory
-    size = 0
-    if isinstance(source.model, str | os.PathLike) and Path(source.model).exists():
-        path = Path(source.model)
-        files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
-        size = sum(file.stat().st_size for file in files)
-    elif source.model is not None:
+    files = files_of(source.model)
+    if not files:
         return limit  # how large it is, only loading it would tell
+    size = sum(file.stat().st_size for file in files)
     return min(limit, 2 * size + _ROOM)
 
 
-def _load(source: Source, memory: int | None, observer: Observer | None) -> LLM:
-    llm = LLM(source.model, memory=memory, observer=observer, **source.options)
+def _load(name: str, source: Source, memory: int | None, observer: Observer | None) -> LLM:
+    # Errors of it go to clients, who know it by this name, and need not know where its files are.
+    llm = LLM(source.model, memory=memory, observer=observer, **{"name": name, **source.options})
     try:
-        for name, path in source.adapters.items():
-            llm.load_adapter(name, path)
+        for adapter, path in source.adapters.items():
+            llm.load_adapter(adapter, path)
     except BaseException:
         llm.close()
         raise

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,20 +13,23 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..llm import LLM
-from ..reply import Reply
+from ..reply import Reply, TokenLogprob
+from ..tools import Call
 from . import replies
 from .bodies import read
+from .catalog import amount, digest_of, parameters, size_of
 from .embeddings import texts_of, vectors
 from .errors import Refusal
 from .gate import answer
-from .health import models_of
+from .health import models_of, timestamp
 from .models import ModelState
-from .ollama_requests import Chat, Embed, Generate, Show
+from .ollama_requests import Chat, Embed, Embedding, Generate, Options, Show
 from .replies import Withheld
 from .sse import Stream, line
 from .works import Work, usage_of, works_of
 
 _NAMES = {"max_tokens": "options.num_predict", "schema": "format", "form": "format", "stop": "options.stop"}
+_NEVER = "9999-12-31T23:59:59Z"  # when a model that stays is unloaded
 _SPANS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 
@@ -48,33 +50,40 @@ async def embed(request: Request) -> Response:
     """Texts as vectors."""
     body = await read(request, Embed, any_type=True)
     began, name = time.perf_counter_ns(), _name(request, body.model)
+    _note(request, body.options)
     rows, work = await vectors(request, name, texts_of(body.input), body.dimensions)
+    await _keep(request, name, body.keep_alive)
     count = usage_of([ticket.usage for ticket in work.tickets]).prompt_tokens
     spent = time.perf_counter_ns() - began
     told = {"total_duration": spent, "load_duration": 0, "prompt_eval_count": count}
     return answer({"model": body.model, "embeddings": rows.tolist(), **told})
 
 
+async def embeddings(request: Request) -> Response:
+    """One text as a vector, as older clients ask for it; of no text there is none, and the model is loaded."""
+    body = await read(request, Embedding, any_type=True)
+    name = _name(request, body.model)
+    _note(request, body.options)
+    if not body.prompt:
+        await _load(request, name, body.keep_alive)
+        return answer({"embedding": []})
+    rows, _ = await vectors(request, name, [body.prompt])
+    await _keep(request, name, body.keep_alive)
+    return answer({"embedding": rows[0].tolist()})
+
+
 async def tags(request: Request) -> Response:
     """The models there are."""
     allowed = request.state.tenant.models
     states = [state for state in models_of(request).states() if allowed is None or state.name in allowed]
-    return answer({"models": [_listed(state) for state in states]})
+    return answer({"models": await works_of(request).run(lambda: [_listed(state) for state in states])})
 
 
 async def running(request: Request) -> Response:
     """The models that are loaded."""
     allowed = request.state.tenant.models
     states = [state for state in models_of(request).states() if allowed is None or state.name in allowed]
-    return answer(
-        {
-            "models": [
-                {**_listed(state), "size_vram": 0, "context_length": state.llm.engine.context}
-                for state in states
-                if state.llm is not None
-            ]
-        }
-    )
+    return answer({"models": await works_of(request).run(lambda: [_running(one) for one in states if one.loaded])})
 
 
 async def show(request: Request) -> Response:
@@ -94,34 +103,44 @@ async def version(_: Request) -> Response:
 
 async def _answer(request: Request, body: Chat | Generate, key: str, asked: bool, tools: bool) -> Response:
     name = _name(request, body.model)
-    if body.options is not None:
-        request.state.ignored = (*request.state.ignored, *body.options.ignored())
+    _note(request, body.options)
     if not asked:
-        return await _load(request, body, name, key)
+        gone = await _load(request, name, body.keep_alive)
+        return answer({**_piece(body, key, ""), "done": True, "done_reason": "unload" if gone else "load"})
     work = await works_of(request).begin(request, name, body.start, body.wishes(), names=_NAMES)
-    if body.keep_alive is not None:
-        await models_of(request).keep(name, _seconds(body.keep_alive))
+    await _keep(request, name, body.keep_alive)
     if body.stream is not False:
         pieces = _stream(work, body, key, tools)
         return Stream(work, pieces, lambda refusal: line(refusal.to_ollama()), media_type="application/x-ndjson")
     try:
         [reply] = await work.replies(request.receive)
-        return answer({**_piece(body, key, replies.content_of(reply) or "", reply), **_end(reply)})
+        told = _piece(body, key, replies.content_of(reply) or "", reply.tool_calls, reply.logprobs)
+        return answer({**told, **_end(reply)})
     finally:
         work.end()
 
 
-async def _load(request: Request, body: Chat | Generate, name: str, key: str) -> Response:
-    """Nothing is asked: the model is loaded, or unloaded where it is to stay for no time at all."""
+async def _load(request: Request, name: str, keep_alive: float | str | None) -> bool:
+    """Nothing is asked: the model is loaded, or unloaded where it is to stay for no time at all, and that is True."""
     models = models_of(request)
     models.find(name, request.state.tenant.models)
-    seconds = None if body.keep_alive is None else _seconds(body.keep_alive)
-    if seconds != 0:
+    gone = keep_alive is not None and _seconds(keep_alive) == 0
+    if not gone:
         (await models.hold(name, request.state.tenant.models)).release()
-    if seconds is not None:
-        await models.keep(name, seconds)
-    reason = "unload" if seconds == 0 else "load"
-    return answer({**_piece(body, key, ""), "done": True, "done_reason": reason})
+    await _keep(request, name, keep_alive)
+    return gone
+
+
+async def _keep(request: Request, name: str, keep_alive: float | str | None) -> None:
+    """How long the model stays after this, where the request says so."""
+    if keep_alive is not None:
+        await models_of(request).keep(name, _seconds(keep_alive))
+
+
+def _note(request: Request, options: Options | None) -> None:
+    """Have the answer name the options that change nothing."""
+    if options is not None:
+        request.state.ignored = (*request.state.ignored, *options.ignored())
 
 
 async def _stream(work: Work, body: Chat | Generate, key: str, tools: bool) -> AsyncIterator[bytes]:
@@ -129,29 +148,35 @@ async def _stream(work: Work, body: Chat | Generate, key: str, tools: bool) -> A
     made = partial(_piece, body, key)
     async for _, piece in work.pieces():
         text = held.feed(piece) if held else str(piece)
-        if text:
-            told = {"logprobs": replies.logprobs(piece.logprobs)} if body.logprobs else {}
-            yield line({**made(text), **told})
+        if text or piece.logprobs:
+            yield line(made(text, logprobs=piece.logprobs))
     [reply] = await work.written()
     if held and (rest := held.finish(bool(reply.tool_calls))):
         yield line(made(rest))
     if reply.tool_calls:
-        yield line(made("", reply))
+        yield line(made("", reply.tool_calls))
     yield line({**made(""), **_end(reply)})
 
 
-def _piece(body: Chat | Generate, key: str, text: str, reply: Reply | None = None) -> dict[str, Any]:
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    found: dict[str, Any] = {"model": body.model, "created_at": now, "done": False}
+def _piece(
+    body: Chat | Generate,
+    key: str,
+    text: str,
+    calls: Sequence[Call] = (),
+    logprobs: Sequence[TokenLogprob] = (),
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"model": body.model, "created_at": timestamp(time.time()), "done": False}
     if key == "response":
         found["response"] = text
     else:
         found["message"] = {"role": "assistant", "content": text}
-        if reply is not None and reply.tool_calls:
-            calls = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in reply.tool_calls]
-            found["message"]["tool_calls"] = calls
-    if reply is not None and body.logprobs:
-        found["logprobs"] = replies.logprobs(reply.logprobs)
+        if calls:
+            found["message"]["tool_calls"] = [
+                {"id": call.id, "function": {"index": place, "name": call.name, "arguments": dict(call.arguments)}}
+                for place, call in enumerate(calls)
+            ]
+    if body.logprobs:
+        found["logprobs"] = replies.logprobs(logprobs)
     return found
 
 
@@ -194,14 +219,32 @@ def _name(request: Request, name: str) -> str:
 
 
 def _listed(state: ModelState) -> dict[str, Any]:
-    made = datetime.fromtimestamp(state.created, UTC).isoformat().replace("+00:00", "Z")
-    details = _details(state.llm) if state.llm else {}
-    return {"name": state.name, "model": state.name, "modified_at": made, "size": state.memory, "details": details}
+    return {
+        "name": state.name,
+        "model": state.name,
+        "modified_at": timestamp(state.created),
+        "size": size_of(state),
+        "digest": digest_of(state),
+        "details": _details(state.llm) if state.llm else {"format": "bitnet", "quantization_level": "ternary"},
+    }
+
+
+def _running(state: ModelState) -> dict[str, Any]:
+    told = {"size_vram": 0} if state.llm is None else {"size_vram": 0, "context_length": state.llm.engine.context}
+    expires = _NEVER if state.expires_s is None else timestamp(time.time() + state.expires_s)
+    return {**_listed(state), **told, "expires_at": expires}
 
 
 def _details(llm: LLM) -> dict[str, Any]:
     spec = llm.model.spec
-    return {"family": spec.family, "families": [spec.family], "format": "bitnet", "quantization_level": "ternary"}
+    return {
+        "parent_model": "",
+        "format": "bitnet",
+        "family": spec.family,
+        "families": [spec.family],
+        "parameter_size": amount(parameters(spec)),
+        "quantization_level": "ternary",
+    }
 
 
 def _shown(llm: LLM) -> dict[str, Any]:
@@ -215,6 +258,7 @@ def _shown(llm: LLM) -> dict[str, Any]:
         "parameters": "\n".join(f"{name} {value:g}" for name, value in llm.model.sampling.items()),
         "model_info": {
             "general.architecture": spec.family,
+            "general.parameter_count": parameters(spec),
             f"{spec.family}.context_length": llm.engine.context,
             f"{spec.family}.embedding_length": spec.hidden_size,
             f"{spec.family}.block_count": spec.layers,

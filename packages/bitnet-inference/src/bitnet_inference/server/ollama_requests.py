@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
 from ..llm import LLM
 from ..writing import Writing
 from .fields import Alternatives, Name, Penalty, Seed, Share, Stops
+from .text import talk
 
 KeepAlive = Annotated[float, Meta(ge=-1e9, le=1e9)] | Annotated[str, Meta(max_length=32)]
 
@@ -26,7 +27,10 @@ _SAME = {
     "stop": "stop",
 }
 # Those that tell a machine how to work, and change no text: they are taken, and listed as ignored.
-_MACHINE = ("numa", "num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "use_mlock", "num_thread", "num_keep")
+_MACHINE = (
+    *("numa", "num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "use_mlock", "num_thread", "num_keep"),
+    *("low_vram", "f16_kv", "vocab_only", "logits_all"),
+)
 
 
 class Options(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -53,6 +57,11 @@ class Options(Struct, forbid_unknown_fields=True, kw_only=True):
     use_mlock: bool | None = None
     num_thread: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
     num_keep: Annotated[int, Meta(ge=-1, le=1 << 30)] | None = None
+    low_vram: bool | None = None
+    f16_kv: bool | None = None
+    vocab_only: bool | None = None
+    logits_all: bool | None = None
+    mirostat: Literal[0] | None = None  # there is none here, which 0 asks for
 
     def wishes(self) -> dict[str, Any]:
         """What is asked for, as the engine's options."""
@@ -72,6 +81,8 @@ class Options(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class Asked(Struct, forbid_unknown_fields=True, kw_only=True):
     """What both ways to ask have."""
+
+    HINTS: ClassVar[tuple[str, ...]] = ("think",)
 
     model: Name
     stream: bool | None = None
@@ -151,7 +162,7 @@ class Chat(Asked, kw_only=True):
             }
             for tool in self.tools or ()
         ]
-        return llm.stream([message.plain() for message in self.messages or ()], tools=tools, **wishes)
+        return talk(llm, [message.plain() for message in self.messages or ()], tools, "auto", wishes)
 
 
 class Generate(Asked, kw_only=True):
@@ -180,6 +191,15 @@ class Embed(Struct, forbid_unknown_fields=True, kw_only=True):
     input: str | Annotated[list[str], Meta(min_length=1, max_length=2048)]
     truncate: Literal[False] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    options: Options | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class Embedding(Struct, forbid_unknown_fields=True, kw_only=True):
+    """One text whose meaning is asked for, as older clients do."""
+
+    model: Name
+    prompt: str | None = None
     options: Options | None = None
     keep_alive: KeepAlive | None = None
 

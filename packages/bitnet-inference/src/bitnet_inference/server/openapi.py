@@ -78,10 +78,16 @@ def _operation(endpoint: Endpoint, schema: dict[str, Any] | None) -> dict[str, A
             **{status: {"description": text, **error} for status, text in _ERRORS.items()},
         },
     }
-    names = _PARAMETER.findall(endpoint.path)
-    if names:
-        string = {"type": "string", "minLength": 1}
-        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": string} for name in names]
+    string = {"type": "string", "minLength": 1}
+    parameters = [
+        *(
+            {"name": name, "in": "path", "required": True, "schema": string}
+            for name in _PARAMETER.findall(endpoint.path)
+        ),
+        *({"name": name, "in": "query", "required": False, "schema": string} for name in endpoint.query),
+    ]
+    if parameters:
+        operation["parameters"] = parameters
     if schema is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     elif endpoint.form:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .. import __version__
+from ..llm import LLM
 from ..reply import Reply, TokenLogprob
 from ..request import Usage
 from ..tools import Call
@@ -20,6 +22,11 @@ _REASONS = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "dea
 def reason_of(reply: Reply) -> str:
     """Why a text ended."""
     return _REASONS.get(reply.finish_reason, "stop")
+
+
+def fingerprint(llm: LLM) -> str:
+    """What changes when the same seed may give another text: the version, and what computes."""
+    return f"bitnet-{__version__}-{llm.backend.name}"
 
 
 def usage(found: Usage) -> dict[str, Any]:
@@ -64,7 +71,8 @@ def content_of(reply: Reply) -> str | None:
     """What a reply says beside its calls."""
     if not reply.tool_calls:
         return str(reply)
-    return before_calls(reply).strip() or None
+    before = before_calls(reply)
+    return before if before.strip() else None
 
 
 def before_calls(text: str) -> str:

@@ -14,12 +14,15 @@ from msgspec import to_builtins
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bitnet_core.errors import printable
+
 from ..llm import LLM
 from ..reply import Reply
 from . import replies
 from .bodies import read
 from .errors import Refusal
 from .fields import described
+from .files import page
 from .gate import answer
 from .items import Function, Respond
 from .replies import Withheld
@@ -36,11 +39,12 @@ _NAMES = {"max_tokens": "max_output_tokens", "schema": "text.format.schema", "fo
 class _Kept:
     owner: str
     messages: list[dict[str, Any]]  # of the conversation, the answer included; without instructions
+    items: list[dict[str, Any]]  # the same up to the answer, as it was given
     body: dict[str, Any]
 
     def size(self) -> int:
         """Bytes, about."""
-        return len(encode(self.messages)) + len(encode(self.body))
+        return len(encode(self.messages)) + len(encode(self.items)) + len(encode(self.body))
 
 
 class Memory:
@@ -76,13 +80,15 @@ async def respond(request: Request) -> Response:
     body = await read(request, Respond)
     memory: Memory = request.app.state.memory
     past: list[dict[str, Any]] = []
+    items = body.shown()
     if body.previous_response_id is not None:
-        past = memory.find(body.previous_response_id, request.state.tenant.id).messages
+        found = memory.find(body.previous_response_id, request.state.tenant.id)
+        past, items = found.messages, [*found.items, *found.body["output"], *items]
     said = [*past, *body.items()]
     spoken = [{"role": "system", "content": body.instructions}, *said] if body.instructions else said
     works = works_of(request)
     work = await works.begin(request, body.model, partial(body.start, spoken), body.wishes(), names=_NAMES)
-    answered = _Answer(work, body, said, memory)
+    answered = _Answer(work, body, said, items, memory)
     if body.stream:
         return Stream(work, answered.stream(), answered.failed)
     try:
@@ -96,6 +102,16 @@ async def get(request: Request) -> Response:
     """An answer that was given."""
     memory: Memory = request.app.state.memory
     return answer(memory.find(request.path_params["id"], request.state.tenant.id).body)
+
+
+async def input_items(request: Request) -> Response:
+    """What an answer was given to, the latest first; what went before it in its conversation included."""
+    memory: Memory = request.app.state.memory
+    found = memory.find(request.path_params["id"], request.state.tenant.id).items
+    order = request.query_params.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise Refusal(400, f"order: expected 'asc' or 'desc', got {printable(order, 40)!r}", param="order")
+    return answer(page(request, found if order == "asc" else found[::-1]))
 
 
 async def delete(request: Request) -> Response:
@@ -123,12 +139,15 @@ async def input_tokens(request: Request) -> Response:
 class _Answer:
     """The answer to one request, whole or in events."""
 
-    def __init__(self, work: Work, body: Respond, said: list[dict[str, Any]], memory: Memory) -> None:
+    def __init__(
+        self, work: Work, body: Respond, said: list[dict[str, Any]], items: list[dict[str, Any]], memory: Memory
+    ) -> None:
         self.id = f"resp_{work.id}"
         self._message = f"msg_{uuid.uuid4().hex}"
         self._work = work
         self._body = body
         self._said = said
+        self._items = items
         self._memory = memory
         self._number = 0
 
@@ -147,7 +166,7 @@ class _Answer:
                     {"id": one["call_id"], "function": {"name": one["name"], "arguments": one["arguments"]}}
                     for one in calls
                 ]
-            self._memory.keep(_Kept(self._work.tenant.id, [*self._said, message], whole))
+            self._memory.keep(_Kept(self._work.tenant.id, [*self._said, message], self._items, whole))
         return whole
 
     async def stream(self) -> AsyncIterator[bytes]:
@@ -157,22 +176,25 @@ class _Answer:
         yield self._event("response.in_progress", response=begun)
         held = Withheld() if self._body.tools and self._body.tool_choice != "none" else None
         started = False
+        told: list[dict[str, Any]] = []  # of what is withheld
         async for _, piece in self._work.pieces():
             text = held.feed(piece) if held else str(piece)
-            if not text and not piece.logprobs:
+            told += replies.logprobs(piece.logprobs)
+            if not text and (held or not told):
                 continue
             if not started:
                 for each in self._begin():
                     yield each
                 started = True
-            yield self._delta(text, replies.logprobs(piece.logprobs))
+            yield self._delta(text, told)
+            told = []
         [reply] = await self._work.written()
         if held and (rest := held.finish(bool(reply.tool_calls))):
             if not started:
                 for each in self._begin():
                     yield each
                 started = True
-            yield self._delta(rest, [])
+            yield self._delta(rest, told)
         whole = self.finish(reply)
         for place, item in enumerate(whole["output"]):
             for each in self._ended(place, item, started=started):

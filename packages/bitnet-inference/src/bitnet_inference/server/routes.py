@@ -23,6 +23,8 @@ _LINES = "application/x-ndjson"
 
 ENDPOINTS = (
     Endpoint(path="/healthz", method="GET", handler=health.live, role="none", summary="Whether the process lives"),
+    Endpoint(path="/health", method="GET", handler=health.live, role="none", summary="The same, where probes look"),
+    Endpoint(path="/version", method="GET", handler=ollama.version, role="read", summary="The server's version"),
     Endpoint(path="/readyz", method="GET", handler=health.ready, role="none", summary="Whether requests are taken"),
     Endpoint(path="/openapi.json", method="GET", handler=openapi.show, role="read", summary="This document"),
     Endpoint(path="/v1/models", method="GET", handler=health.models, role="read", summary="The models there are"),
@@ -57,6 +59,14 @@ ENDPOINTS = (
     ),
     Endpoint(path="/v1/responses/{id}", method="GET", handler=responses.get, role="user", summary="An answer"),
     Endpoint(
+        path="/v1/responses/{id}/input_items",
+        method="GET",
+        handler=responses.input_items,
+        role="user",
+        summary="What an answer was given to",
+        query=("limit", "order", "after"),
+    ),
+    Endpoint(
         path="/v1/responses/{id}", method="DELETE", handler=responses.delete, role="user", summary="Forget an answer"
     ),
     Endpoint(
@@ -81,6 +91,7 @@ ENDPOINTS = (
         method="GET",
         role="user",
         summary="What clients that count tokens ask of the tokenizer",
+        query=("model",),
     ),
     Endpoint(
         path="/v1/files",
@@ -89,7 +100,14 @@ ENDPOINTS = (
         summary="Keep a file",
         form=True,
     ),
-    Endpoint(path="/v1/files", method="GET", handler=files.listing, role="user", summary="The files"),
+    Endpoint(
+        path="/v1/files",
+        method="GET",
+        handler=files.listing,
+        role="user",
+        summary="The files",
+        query=("purpose", "limit", "after"),
+    ),
     Endpoint(path="/v1/files/{id}", method="GET", handler=files.get, role="user", summary="What a file is"),
     Endpoint(path="/v1/files/{id}", method="DELETE", handler=files.delete, role="user", summary="Delete a file"),
     Endpoint(
@@ -103,7 +121,14 @@ ENDPOINTS = (
     Endpoint(
         path="/v1/batches", handler=batches.create, role="user", summary="Work through a file", body=batches.Create
     ),
-    Endpoint(path="/v1/batches", method="GET", handler=batches.listing, role="user", summary="The batches"),
+    Endpoint(
+        path="/v1/batches",
+        method="GET",
+        handler=batches.listing,
+        role="user",
+        summary="The batches",
+        query=("limit", "after"),
+    ),
     Endpoint(path="/v1/batches/{id}", method="GET", handler=batches.get, role="user", summary="How far one is"),
     Endpoint(path="/v1/batches/{id}/cancel", handler=batches.cancel, role="user", summary="End one"),
     Endpoint(
@@ -128,6 +153,7 @@ ENDPOINTS = (
             ("/api/chat", ollama.chat, "Answer a conversation, as Ollama has it", ollama_requests.Chat),
             ("/api/generate", ollama.generate, "Answer a text", ollama_requests.Generate),
             ("/api/embed", ollama.embed, "Texts as vectors", ollama_requests.Embed),
+            ("/api/embeddings", ollama.embeddings, "A text as a vector, the older way", ollama_requests.Embedding),
             ("/api/show", ollama.show, "What a model is", ollama_requests.Show),
         )
     ),

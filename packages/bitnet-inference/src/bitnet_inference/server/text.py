@@ -11,7 +11,10 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bitnet_core.errors import BitNetError
+
 from ..llm import LLM
+from ..writing import Writing
 from .bodies import read
 from .errors import Refusal
 from .fields import Messages, Name, Token, Tools, descriptions
@@ -120,12 +123,40 @@ def chat_tokens(llm: LLM, messages: list[dict[str, Any]], tools: list[dict[str, 
     return list(map(int, made.encode(tokenizer)))
 
 
+def is_begun(messages: list[dict[str, Any]]) -> bool:
+    """Whether a conversation ends with an answer that is to go on."""
+    last = messages[-1]
+    return last["role"] == "assistant" and bool(last["content"]) and not last.get("tool_calls")
+
+
+def begun_tokens(llm: LLM, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+    """A conversation whose last message is the beginning of the answer."""
+    if llm.model.template is None or len(messages) == 1:
+        return chat_tokens(llm, messages, tools)
+    begun = llm.tokenizer.encode(messages[-1]["content"], bos=False)
+    return [*chat_tokens(llm, messages[:-1], tools), *map(int, begun)]
+
+
+def talk(
+    llm: LLM, messages: list[dict[str, Any]], tools: list[dict[str, Any]], choice: str, wishes: dict[str, Any]
+) -> Writing:
+    """Answer a conversation, or go on with the answer that it ends with."""
+    if not is_begun(messages):
+        return llm.stream(messages, tools=tools, tool_choice=choice, **wishes)
+    if tools and choice != "none":
+        message = "expected the last one to be another's, got an answer that is begun, which cannot become a call"
+        raise Refusal(400, f"messages: {message}; leave tools out, or the answer", param="messages")
+    return llm.write(begun_tokens(llm, messages, []), **wishes)
+
+
 async def with_model(request: Request, model: str | None, call: Callable[[LLM], dict[str, Any]]) -> dict[str, Any]:
     """Do something with a model beside the loop; the first one, where none is named."""
     models, allowed = models_of(request), request.state.tenant.models
     held = await models.hold(model or models.states()[0].name, allowed)
     try:
         return await works_of(request).run(partial(call, held.llm))
+    except BitNetError as error:
+        raise held.tell(error) from error
     finally:
         held.release()
 

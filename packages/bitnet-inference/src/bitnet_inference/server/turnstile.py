@@ -29,6 +29,7 @@ WRITING = frozenset(
         b"/api/chat",
         b"/api/generate",
         b"/api/embed",
+        b"/api/embeddings",
     )
 )
 _LINE = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]*) HTTP/1\.([01])\r\n")

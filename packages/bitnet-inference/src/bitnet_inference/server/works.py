@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection, Request
 from starlette.types import Receive
 
+from bitnet_core.errors import BitNetError
 from bitnet_core.model import Adapter
 
 from ..llm import LLM
@@ -25,7 +26,7 @@ from ..ticket import Ticket
 from ..writing import Writing
 from .errors import Refusal
 from .gate import Lease, Tenant
-from .models import Held
+from .models import Held, missing
 
 T = TypeVar("T")
 Start = Callable[[LLM, dict[str, Any]], "Writing | Sequence[Writing]"]
@@ -60,7 +61,12 @@ class Work:
     @property
     def adapter(self) -> Adapter | None:
         """The adapter that its model is used with."""
-        return self.llm.adapter(self._held.adapter)
+        if self._held.adapter is None:
+            return None
+        try:
+            return self.llm.adapter(self._held.adapter)
+        except ValueError:  # it was unloaded since it was found
+            raise missing(self.model) from None
 
     async def replies(self, receive: Receive) -> list[Reply]:
         """The texts, when they are finished; whoever does not wait for them need not be kept working for."""
@@ -95,6 +101,10 @@ class Work:
             "first_token_s": round(min(firsts), 4) if firsts else None,
             "finish": [reason or "cancelled" for ticket in self.tickets for reason in ticket.reasons],
         }
+
+    def tell(self, error: BitNetError) -> Refusal:
+        """What its client is told of an error."""
+        return self._held.tell(error)
 
     def check(self) -> None:
         """Raise what it was cut for, if it was."""
@@ -167,6 +177,8 @@ class Works:
             work.end()
             if type(error) is ValueError and names:
                 raise _renamed(error, names) from error
+            if isinstance(error, BitNetError):
+                raise work.tell(error) from error
             raise
         return work
 
@@ -221,8 +233,8 @@ class Works:
         self._threads.shutdown()
 
     def _start(self, work: Work, start: Start, wishes: dict[str, Any]) -> None:
-        if work._held.adapter is not None:
-            wishes["adapter"] = work._held.adapter
+        if (adapter := work.adapter) is not None:
+            wishes["adapter"] = adapter
         wishes["tenant"], wishes["admit"] = work.tenant.secret, work.admit
         limit = wishes.get("max_tokens")
         if limit is not None and limit > work.llm.engine.context:
