@@ -140,7 +140,7 @@ def test_a_conversation_streams_and_is_kept(visit: Open) -> None:
     assert text.startswith(before[:-1])
     assert re.search(
         r"450 tokens · [\d.,]+ tokens/s · first after [\d.]+ s · prompt \d+.* · ended at the limit",
-        one.run("document.querySelector('.assistant .figures').innerText"),
+        one.run("document.querySelector('.assistant .figures').innerText").replace("\u00a0", " "),
     )
     one.reload()
     one.until("document.querySelectorAll('.message').length === 2")
