@@ -107,8 +107,6 @@ class Engine:
         )
         self._thread = threading.Thread(target=self._loop.run, name="bitnet-engine", daemon=True)
         self._start()
-        # A program must not end in the midst of a step: the thread would wake up in a Python that is gone.
-        weakref.finalize(self._thread, _end_at_exit, self._loop, weakref.ref(self._thread))
         # The thread holds the loop and not the engine: of one that nobody holds, the work is finished, and it goes.
         self._leave = weakref.finalize(self, self._loop.inbox.put, partial(self._loop.leave, math.inf))
         self._leave.atexit = False
@@ -192,6 +190,8 @@ class Engine:
 
     def _start(self) -> None:
         self._thread.start()
+        # A program must not end in the midst of a step: the thread would wake up in a Python that is gone.
+        weakref.finalize(self._thread, _end_at_exit, self._loop, weakref.ref(self._thread))
 
     # What sessions need.
 
