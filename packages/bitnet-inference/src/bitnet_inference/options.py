@@ -118,10 +118,15 @@ def sampling_of(options: Mapping[str, Any], model: Model, breakers: Callable[[],
         if not isinstance(whole, Sampling):
             raise TypeError(f"sampling: expected a Sampling, got {type(whole).__name__}")
         return _resolved(whole, model, breakers)
-    advice: dict[str, Any] = dict(model.sampling) or dict(_USUAL)
-    if "top_k" in advice:
-        advice["top_k"] = int(advice["top_k"])
-    return _resolved(Sampling(**{**advice, **given}), model, breakers)
+    return _resolved(Sampling(**{**advice(model), **given}), model, breakers)
+
+
+def advice(model: Model) -> dict[str, Any]:
+    """How a text is sampled where nobody says anything: as the model's makers advise."""
+    found: dict[str, Any] = dict(model.sampling) or dict(_USUAL)
+    if "top_k" in found:
+        found["top_k"] = int(found["top_k"])
+    return found
 
 
 def _resolved(sampling: Sampling, model: Model, breakers: Callable[[], frozenset[int]]) -> Sampling:

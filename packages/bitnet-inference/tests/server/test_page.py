@@ -140,7 +140,7 @@ def test_a_conversation_streams_and_is_kept(visit: Open) -> None:
     assert text.startswith(before[:-1])
     assert re.search(
         r"450 tokens · [\d.,]+ tokens/s · first after [\d.]+ s · prompt \d+.* · ended at the limit",
-        one.run("document.querySelector('.assistant .figures').innerText"),
+        one.run("document.querySelector('.assistant .figures').innerText").replace("\u00a0", " "),
     )
     one.reload()
     one.until("document.querySelectorAll('.message').length === 2")
@@ -179,6 +179,15 @@ def test_a_number_out_of_its_range_is_named_and_not_sent(visit: Open) -> None:
     ask(one, "Hi")
     finished(one)
     assert one.run("document.querySelector('.assistant .error')") is None
+
+
+def test_fields_of_sampling_show_what_the_model_takes_by_itself(visit: Open) -> None:
+    one = visit()
+    one.until("document.querySelector('#sampling-temperature').placeholder !== 'default'")
+    shown = [
+        one.run(f"document.querySelector('#sampling-{name}').placeholder") for name in ("temperature", "top_p", "seed")
+    ]
+    assert shown == ["0.8", "0.9", "default"]
 
 
 def test_an_adapter_can_be_chosen(visit: Open) -> None:

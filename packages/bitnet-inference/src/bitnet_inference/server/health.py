@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..options import advice
 from .errors import Refusal
 from .gate import answer
 from .models import Models, ModelState
@@ -72,6 +73,7 @@ def _model(state: ModelState, name: str) -> dict[str, Any]:
     found["loaded"] = state.loaded
     if state.llm is not None:
         found["max_model_len"] = found["max_input_tokens"] = found["max_tokens"] = state.llm.engine.context
+        found["sampling"] = advice(state.llm.model)
     if name != state.name:
         found["parent"] = state.name
     return found

@@ -179,7 +179,9 @@ function curve(samples) {
   svg.setAttribute("aria-hidden", "true");
   const line = document.createElementNS(SVG, "polyline");
   line.setAttribute("points", points.join(" "));
-  svg.append(line);
+  const ground = document.createElementNS(SVG, "line");
+  for (const [name, value] of Object.entries({ x1: 0, x2: width, y1: height - 1, y2: height - 1 })) ground.setAttribute(name, value);
+  svg.append(ground, line);
   return svg;
 }
 

@@ -93,6 +93,7 @@ class Page {
     const found = this.#models.find((one) => one.id === model);
     const used = messages.findLast((message) => message.usage)?.usage;
     const size = found?.max_model_len;
+    this.#settings.advise(found?.sampling ?? {});
     const taken = used ? used.prompt + used.completion : 0;
     find("context").textContent = size ? `${taken.toLocaleString("en")} of ${size.toLocaleString("en")} tokens` : "";
     find("context").classList.toggle("full", Boolean(size) && taken > 0.9 * size);

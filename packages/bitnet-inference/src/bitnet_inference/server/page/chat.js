@@ -248,7 +248,8 @@ function figures({ usage, ended, stopped }) {
   }
   if (stopped) told.push("stopped");
   if (ended === "length") told.push("ended at the limit");
-  return told.join(" · ");
+  // A line ends between two of them, and not within one.
+  return told.map((each) => each.replaceAll(" ", "\u00a0")).join(" · ");
 }
 
 function worded({ message, status, wait }) {

@@ -40,6 +40,11 @@ export class Settings {
     }
   }
 
+  /** What a model takes where nothing is chosen, as far as that is known. */
+  advise(sampling) {
+    for (const [name, input] of this.#inputs) input.placeholder = sampling[name] ?? "default";
+  }
+
   #field({ name, label, min, max, step, rest, hint }) {
     const slider = rest !== undefined;
     const id = `sampling-${name}`;
