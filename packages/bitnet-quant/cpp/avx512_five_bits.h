@@ -22,13 +22,22 @@ __m512i numbers_of(const uint8_t* packed) {
     return _mm512_multishift_epi64_epi8(load(kTables.shifts), spread);
 }
 
-// P times 16 rows times T tokens: each number is looked up three times, once for all tokens.
+// What is made early stays there, and is not moved to where it is used.
+__m512i early(__m512i value) {
+#if defined(__GNUC__)
+    asm volatile("" : "+v"(value));
+#endif
+    return value;
+}
+
+// P times 16 rows times T tokens: each number is looked up three times, once for all tokens. Between the products of one
+// digit the next is looked up, and the numbers of the next block are unpacked, so that no product waits for either.
 template <size_t P, size_t T>
 void five_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
                     int32_t* out) {
     constexpr size_t chains = T == 1 ? 3 : 1;  // one token alone would wait for its own sums
     const __m512i digits[3] = {load(kTables.digits[0]), load(kTables.digits[1]), load(kTables.digits[2])};
-    __m512i sums[chains][T][P];
+    __m512i sums[chains][T][P], numbers[P], weights[P], next[P];
 #pragma GCC unroll 12
     for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 4
@@ -36,18 +45,22 @@ void five_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t
             sums[0][t][p] = _mm512_set1_epi32(start[t]);
             for (size_t c = 1; c < chains; ++c) sums[c][t][p] = _mm512_setzero_si512();
         }
-    for (size_t block = 0; block < blocks; ++block, group += 160, x += 12) {
+#pragma GCC unroll 4
+    for (size_t p = 0; p < P; ++p) {
+        numbers[p] = numbers_of(group + 40 * p);
+        weights[p] = _mm512_permutexvar_epi8(numbers[p], digits[0]);
+    }
+    const auto advance = [&](size_t f, size_t p) {
+        next[p] = early(_mm512_permutexvar_epi8(numbers[p], digits[(f + 1) % 3]));
+        if (f == 1) numbers[p] = early(numbers_of(group + 40 * p));
+    };
+    for (size_t block = 0; block < blocks; ++block, x += 12) {
 #pragma GCC unroll 3
         for (size_t line = 0; line < 3; ++line)
             _mm_prefetch(reinterpret_cast<const char*>(group) + kAhead + 64 * line, _MM_HINT_T0);
-        __m512i numbers[P];
-#pragma GCC unroll 4
-        for (size_t p = 0; p < P; ++p) numbers[p] = numbers_of(group + 40 * p);
+        group += block + 1 < blocks ? 160 : 0;  // the last is unpacked once more, and not used
 #pragma GCC unroll 3
         for (size_t f = 0; f < 3; ++f) {
-            __m512i weights[P];
-#pragma GCC unroll 4
-            for (size_t p = 0; p < P; ++p) weights[p] = _mm512_permutexvar_epi8(numbers[p], digits[f]);
 #pragma GCC unroll 12
             for (size_t t = 0; t < T; ++t) {
                 const __m512i inputs = broadcast4(x + t * stride + 4 * f);
@@ -55,8 +68,11 @@ void five_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t
                 for (size_t p = 0; p < P; ++p) {
                     __m512i& sum = sums[f % chains][t][p];
                     sum = _mm512_dpbusd_epi32(sum, weights[p], inputs);
+                    if ((t * P + p) % T == 0) advance(f, (t * P + p) / T);
                 }
             }
+#pragma GCC unroll 4
+            for (size_t p = 0; p < P; ++p) weights[p] = next[p];
         }
     }
 #pragma GCC unroll 12
@@ -82,7 +98,7 @@ void five_bits(const uint8_t* group, size_t blocks, const int8_t* x, size_t stri
         case 1: return five_bits_tile<4, 1>(group, blocks, x, stride, start, out);
         case 2: return five_bits_tile<4, 2>(group, blocks, x, stride, start, out);
         case 3: return five_bits_tile<4, 3>(group, blocks, x, stride, start, out);
-        case 4: return five_bits_halves<4>(group, blocks, x, stride, start, out);
+        case 4: return five_bits_tile<4, 4>(group, blocks, x, stride, start, out);
         case 5: return five_bits_halves<5>(group, blocks, x, stride, start, out);
         case 6: return five_bits_halves<6>(group, blocks, x, stride, start, out);
         case 7: return five_bits_halves<7>(group, blocks, x, stride, start, out);
