@@ -9,6 +9,7 @@ namespace {
 
 constexpr size_t kUnitRows = 64;  // queries that share a reading of keys and values
 constexpr float kFloor = 1e-5f;   // the least magnitude that a scale is made for
+constexpr size_t kExpanded = 96;  // tokens that a group is multiplied by as it is; more are worth expanding it
 
 // Hands out parts of a block of memory, or counts what they would take.
 class Parts {
@@ -207,7 +208,7 @@ void Engine::multiply_group(size_t thread, const Work& work, size_t group, size_
     const Extent& extent = matrix.extent;
     const size_t first = group * kRows, rows = std::min(kRows, extent.rows - first);
     const bool ternary = matrix.kind == Matrix::Kind::ternary;
-    const bool expands = ternary && kernels_.expand && tokens * matrix.planes > kernels_.few;
+    const bool expands = ternary && kernels_.expand && tokens * matrix.planes > kExpanded;
     if (expands)
         for (size_t segment = 0; segment < extent.segments; ++segment)
             kernels_.expand(
