@@ -16,6 +16,8 @@ from bitnet_core.tensor import TernaryTensor
 from . import _native
 
 _PROJECTIONS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
+_SLAB_BYTES = 128 << 20  # of ternary matrices that lie side by side
+_LINE = 64  # bytes of the cache's line, at which matrices begin
 _VECTORS = (
     "attn.norm",
     "ffn.norm",
@@ -36,12 +38,15 @@ class Placement:
         self._pool = pool
         self._engine = engine
         self._buffers: list[Buffer] = []
+        self._slab = np.empty(0, np.uint8)  # what is left of the last one
+        self._left = 0  # bytes that the ternary matrices to come take, if all of the layers are
 
     def close(self) -> None:
         """Give the memory back; the engine must not be used any more."""
         for buffer in self._buffers:
             buffer.close()
         self._buffers.clear()
+        self._slab = self._slab[:0]
 
     def place(self, head: str) -> None:
         """All weights of the model; `head` is "f16" or "int8"."""
@@ -49,6 +54,8 @@ class Placement:
         ropes = [spec.rope] if spec.local_rope is None else [spec.rope, spec.local_rope]
         for rope in ropes:
             engine.add_rope(rope.frequencies(), rope.magnitude)
+        shapes = spec.projections().values()
+        self._left = spec.layers * sum(_whole_lines(self._ternary_bytes(*shape)) for shape in shapes)
         for layer in range(spec.layers):
             engine.set_rope(layer, ropes.index(spec.rope_of(layer)), spec.window(layer))
             self._place_layer(layer)
@@ -66,6 +73,18 @@ class Placement:
         buffer = self._pool.take(shape, dtype)
         self._buffers.append(buffer)
         return buffer.array
+
+    def _take_beside(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Memory behind the matrix before: huge pages hold many, and what is read ahead of one's end is the next."""
+        whole = _whole_lines(nbytes)
+        if whole > len(self._slab):
+            self._slab = self.take(max(whole, min(self._left, _SLAB_BYTES)), np.uint8)
+        self._left -= whole
+        taken, self._slab = self._slab[:nbytes], self._slab[whole:]
+        return taken
+
+    def _ternary_bytes(self, rows: int, columns: int, segments: int = 1) -> int:
+        return self._engine.ternary_bytes(rows=rows, columns=columns, segments=segments)
 
     def _place_layer(self, layer: int) -> None:
         names = set(self._model.spec.layer_shapes())
@@ -100,8 +119,7 @@ class Placement:
         rows, columns = tensor.shape
         segments = int(tensor.scale.shape[1])
         groups = -(-rows // _native.ROWS)
-        nbytes = self._engine.ternary_bytes(rows=rows, columns=columns, segments=segments)
-        data = self.take(nbytes, np.uint8)
+        data = self._take_beside(self._ternary_bytes(rows, columns, segments))
         wire = tensor.data
         if wire.shape[1] > 1 and wire.strides[1] != 1:
             wire = np.ascontiguousarray(wire)
@@ -135,6 +153,10 @@ class Placement:
             return _native.Matrix.planes(data, scale, rest, rows=rows, columns=columns)
         self._engine.pack_rows(_as_bytes(weight), kind, data, scale, rows=rows, columns=columns)
         return _native.Matrix.bytes(data, scale, rows=rows, columns=columns)
+
+
+def _whole_lines(nbytes: int) -> int:
+    return -(-nbytes // _LINE) * _LINE
 
 
 def _kind(name: str, weight: npt.NDArray[Any]) -> str:
