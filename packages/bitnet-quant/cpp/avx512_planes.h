@@ -202,11 +202,10 @@ void bits(const uint8_t* const* rows, size_t count, size_t plane, size_t blocks,
         store_sums(sums + t * kRows, found[t][0], found[t][1], found[t][2], found[t][3], start[t] * 128);
 }
 
-// Four rows side by side, times more; if there are more tokens than these, the rows are kept as bytes.
-template <size_t T, bool kept>
+// Four rows side by side, times more.
+template <size_t T>
 [[gnu::noinline]] void join_rows(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks,
-                                 const int8_t* x, size_t stride, const int32_t* start, int32_t* sums, uint8_t* out) {
-    const size_t columns = blocks * kPlaneColumns;
+                                 const int8_t* x, size_t stride, const int32_t* start, int32_t* sums) {
     __m512i found[T][4];
 #pragma GCC unroll 6
     for (size_t t = 0; t < T; ++t)
@@ -220,9 +219,6 @@ template <size_t T, bool kept>
             fetch(above + kAhead);
             fetch(below + block % 4 * next + kAhead / 4);
             weights[r] = join_block(above, below, next);
-            if (!kept) continue;
-            _mm512_storeu_si512(out + r * columns + kPlaneColumns * block, weights[r].halves[0]);
-            _mm512_storeu_si512(out + r * columns + kPlaneColumns * block + 64, weights[r].halves[1]);
         }
 #pragma GCC unroll 2
         for (size_t half = 0; half < 2; ++half)
@@ -239,26 +235,38 @@ template <size_t T, bool kept>
         store_sums(sums + t * kRows, found[t][0], found[t][1], found[t][2], found[t][3], start[t] * 128);
 }
 
-template <bool kept>
 void join_tile(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
-               size_t tokens, const int32_t* start, int32_t* sums, uint8_t* out) {
+               size_t tokens, const int32_t* start, int32_t* sums) {
     switch (tokens) {
         case 2: return join_pair(nibbles, bits, next, blocks, x, stride, start, sums);
-        case 4: return join_rows<4, kept>(nibbles, bits, next, blocks, x, stride, start, sums, out);
-        case 6: return join_rows<6, kept>(nibbles, bits, next, blocks, x, stride, start, sums, out);
+        case 4: return join_rows<4>(nibbles, bits, next, blocks, x, stride, start, sums);
+        case 6: return join_rows<6>(nibbles, bits, next, blocks, x, stride, start, sums);
     }
 }
 
-// Rows that were kept.
+// A row as bytes.
+void join_row(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, uint8_t* out) {
+    for (size_t block = 0; block < blocks; ++block, nibbles += 64, bits += 16, out += kPlaneColumns) {
+        fetch(nibbles + kAhead);
+        fetch(bits + block % 4 * next + kAhead / 4);
+        const Joined weights = join_block(nibbles, bits, next);
+        _mm512_storeu_si512(out, weights.halves[0]);
+        _mm512_storeu_si512(out + 64, weights.halves[1]);
+    }
+}
+
+// Rows that were kept; meanwhile as many bytes as a row has are fetched from each of `count` places.
 template <size_t T>
 [[gnu::noinline]] void joined_rows(const uint8_t* rows, size_t columns, const int8_t* x, size_t stride,
-                                   const int32_t* start, int32_t* out) {
+                                   const int32_t* start, const uint8_t* const* ahead, size_t count, int32_t* out) {
     __m512i sums[T][4];
 #pragma GCC unroll 6
     for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 4
         for (size_t r = 0; r < 4; ++r) sums[t][r] = _mm512_setzero_si512();
     for (size_t column = 0; column < columns; column += 64) {
+        for (size_t i = 0; i < count; ++i)
+            _mm_prefetch(reinterpret_cast<const char*>(ahead[i]) + column, _MM_HINT_T1);
         __m512i weights[4];
 #pragma GCC unroll 4
         for (size_t r = 0; r < 4; ++r) weights[r] = load(rows + r * columns + column);
@@ -275,33 +283,40 @@ template <size_t T>
 }
 
 void joined_tile(const uint8_t* rows, size_t columns, const int8_t* x, size_t stride, size_t tokens,
-                 const int32_t* start, int32_t* sums) {
+                 const int32_t* start, const uint8_t* const* ahead, size_t count, int32_t* sums) {
     switch (tokens) {
-        case 2: return joined_rows<2>(rows, columns, x, stride, start, sums);
-        case 4: return joined_rows<4>(rows, columns, x, stride, start, sums);
-        case 6: return joined_rows<6>(rows, columns, x, stride, start, sums);
+        case 2: return joined_rows<2>(rows, columns, x, stride, start, ahead, count, sums);
+        case 4: return joined_rows<4>(rows, columns, x, stride, start, ahead, count, sums);
+        case 6: return joined_rows<6>(rows, columns, x, stride, start, ahead, count, sums);
     }
 }
 
-// The first tile of tokens joins the planes; for the others, eight rows stay in the nearest cache as bytes.
+// Few tokens multiply what is joined at once; for more, eight rows stay in the nearest cache as bytes.
 void whole(const uint8_t* nibbles, const uint8_t* bits, size_t next, size_t blocks, const int8_t* x, size_t stride,
            size_t tokens, const int32_t* start, int32_t* sums, uint8_t* scratch) {
+    constexpr size_t pieces = 4 + kPlanes;
+    const uint8_t* ahead[pieces];
     const size_t columns = blocks * kPlaneColumns, tiles = (tokens + kTokens - 1) / kTokens;
-    const size_t tile = (tokens / 2 + tiles - 1) / tiles * 2;
-    for (size_t row = 0; row < kRows; row += kWholeRows)
+    const size_t tile = (tokens / 2 + tiles - 1) / tiles * 2, step = tiles == 1 ? 4 : kWholeRows;
+    for (size_t row = 0; row < kRows; row += step, nibbles += step * columns / 2, bits += step * columns / 8) {
+        if (tiles == 1) {
+            join_tile(nibbles, bits, next, blocks, x, stride, tokens, start, sums + row);
+            continue;
+        }
+        for (size_t r = 0; r < kWholeRows; ++r)
+            join_row(nibbles + r * columns / 2, bits + r * columns / 8, next, blocks, scratch + r * columns);
+        for (size_t i = 0; i < pieces; ++i)
+            ahead[i] = i < 4 ? nibbles + (4 + i) * columns : bits + columns + (i - 4) * next;
+        size_t fetched = 0, calls = 2 * tiles;
         for (size_t token = 0; token < tokens; token += tile)
-            for (size_t r = 0; r < kWholeRows; r += 4) {
-                const size_t count = token + tile < tokens ? tile : tokens - token;
-                const uint8_t *above = nibbles + (row + r) * columns / 2, *below = bits + (row + r) * columns / 8;
-                uint8_t* bytes = scratch + r * columns;
-                int32_t* out = sums + token * kRows + row + r;
-                if (token)
-                    joined_tile(bytes, columns, x + token * stride, stride, count, start + token, out);
-                else if (tiles > 1)
-                    join_tile<true>(above, below, next, blocks, x, stride, count, start, out, bytes);
-                else
-                    join_tile<false>(above, below, next, blocks, x, stride, count, start, out, nullptr);
+            for (size_t r = 0; r < kWholeRows; r += 4, --calls) {
+                const size_t part = (pieces - fetched + calls - 1) / calls;
+                joined_tile(scratch + r * columns, columns, x + token * stride, stride,
+                            token + tile < tokens ? tile : tokens - token, start + token, ahead + fetched, part,
+                            sums + token * kRows + row + r);
+                fetched += part;
             }
+    }
 }
 
 #include "planes_packing.h"

@@ -119,9 +119,10 @@ void Head::read_all(size_t thread, const Call& call) const {
                                    2 * count, call.inputs.starts + 2 * token, sums,
                                    joined_ + thread * kWholeRows * padded);
             for (size_t t = 0; t < count; ++t) {
+                float* to = call.logits + (token + t) * extent.rows + first;
                 kernels_.finish(sums + t * 2 * kRows, 2, call.weights.scale + first, 1, call.inputs.divisors[token + t],
-                                false, values);
-                std::memcpy(call.logits + (token + t) * extent.rows + first, values, rows * sizeof(float));
+                                false, rows == kRows ? to : values);
+                if (rows < kRows) std::memcpy(to, values, rows * sizeof(float));
             }
         }
     }
