@@ -49,8 +49,8 @@ public:
 
     // Before the threads of a call part.
     void begin();
-    // A thread's part of the logits (tokens, rows). Where all tokens have a reach, and few enough are there and want few
-    // enough, a logit beyond reach is minus infinity. Which are depends on the token and its reach alone.
+    // A thread's part of the logits (tokens, rows). Where all tokens have a reach, and few are there and want few, a
+    // logit beyond reach is minus infinity. Which are depends on the token and its reach alone.
     void multiply(size_t thread, const HeadWeights& weights, const HeadInputs& inputs, std::span<const Reach> reaches,
                   float* logits);
     // Of the last call.
