@@ -30,8 +30,8 @@ __m512i early(__m512i value) {
     return value;
 }
 
-// P times 16 rows times T tokens: each number is looked up three times, once for all tokens. Between the products of one
-// digit the next is looked up, and the numbers of the next block are unpacked, so that no product waits for either.
+// P times 16 rows times T tokens: each number is looked up three times, once for all tokens. Between the products of
+// one digit the next is looked up, and the numbers of the next block are unpacked: no product waits for either.
 template <size_t P, size_t T>
 void five_bits_tile(const uint8_t* group, size_t blocks, const int8_t* x, size_t stride, const int32_t* start,
                     int32_t* out) {

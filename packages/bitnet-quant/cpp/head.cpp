@@ -29,6 +29,7 @@ namespace {
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr size_t kStride = 8;   // groups whose rows are read on together
 constexpr size_t kShared = 64;  // tokens that share a reading of all rows
+constexpr size_t kBest = 64;    // highest logits that tokens want together; for more it is faster to read all
 
 // The lowest logit in reach. Less a little, because a sampler may round when it takes the margin off.
 float lowest(double least, double highest, double margin) {
@@ -95,10 +96,12 @@ void Head::multiply(size_t thread, const HeadWeights& weights, const HeadInputs&
 
 bool Head::leaves_out(const Call& call) const {
     if (call.reaches.size() > tokens_.size()) return false;
+    size_t best = 0;
     for (size_t token = 0; token < call.reaches.size(); ++token) {
         const Reach& reach = call.reaches[token];
         const float divisor = call.inputs.divisors[token];
         if (reach.best < 1 || reach.best > groups_ || !std::isfinite(reach.margin)) return false;
+        if ((best += reach.best) > kBest) return false;
         if (!std::isfinite(divisor) || divisor == 0) return false;  // a state that is not finite
     }
     return true;

@@ -49,8 +49,8 @@ public:
 
     // Before the threads of a call part.
     void begin();
-    // A thread's part of the logits (tokens, rows). Where all tokens have a reach, and few enough are there, a logit
-    // beyond reach is minus infinity. Which are depends on the token and its reach alone.
+    // A thread's part of the logits (tokens, rows). Where all tokens have a reach, and few are there and want few, a
+    // logit beyond reach is minus infinity. Which are depends on the token and its reach alone.
     void multiply(size_t thread, const HeadWeights& weights, const HeadInputs& inputs, std::span<const Reach> reaches,
                   float* logits);
     // Of the last call.
@@ -106,7 +106,7 @@ private:
     float* peaks_ = nullptr;     // (tokens, groups): what the highest logit is about, then what it is
     uint32_t* order_ = nullptr;  // (tokens, groups), scratch
     uint8_t* joined_ = nullptr;  // (threads, kWholeRows, padded)
-    std::array<Token, 8> tokens_{};
+    std::array<Token, 6> tokens_{};  // for more it is faster to read all
     std::vector<Counts> counts_;  // of each thread
     std::atomic<size_t> next_{0};
     bool deep_ = false;  // the first plane is read with the nibbles, because most rows would need it
