@@ -220,6 +220,7 @@ WRONG = [
     (["--set", "method=sft", "--set", "model.base=./none"], "none"),
     (["--set", "optimizer.learning_rate=1e-4x"], 'expected a number, got "1e-4x"'),
     (["--set", "data.batch=3", "--set", "data.rows=3", "--set", "telemetry.writers=['paper']"], "got 'paper'"),
+    (["--set", "export=['packed', 'tq2_0']"], "tq2_0 holds a multiple of 256 columns, a 16 x 16 matrix has 16"),
 ]
 
 

@@ -221,18 +221,19 @@ def test_other_errors_are_not_disguised():
         train(tiny.task(loss=loss), PLAN, CPU, Telemetry([]))
 
 
-def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stands(tmp_path, monkeypatch):
+@pytest.mark.parametrize("full_for", [errno.ENOSPC, errno.EFBIG])  # the disk's room, or what `ulimit -f` allows
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stands(tmp_path, monkeypatch, full_for):
     with Checkpoints(tmp_path) as checkpoints:
         real, calls = os.fsync, []
 
         def full(handle: int) -> None:
             calls.append(0)
             if len(calls) > 25:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(full_for, os.strerror(full_for))
             real(handle)
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(TrainingStopped, match=r"step \d+: No space left on device .*resumed from it"):
+        with pytest.raises(TrainingStopped, match=rf"step \d+: {os.strerror(full_for)} .*resumed from it"):
             train(tiny.task(), Plan(save=1), CPU, Telemetry([]), checkpoints)
         monkeypatch.undo()
         assert checkpoints.newest() is not None

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from bitnet_core import ModelSpec
+from bitnet_core import ModelSpec, UnsupportedError, layouts
 from bitnet_core.chat import ChatTemplate
 from bitnet_core.durable import replacing
 from bitnet_core.formats import gguf, huggingface
@@ -59,6 +59,19 @@ def export(
     if ternary and (form == "masters" or len(ternary) < len(layers)):
         floats = sorted(layers.keys() - ternary.keys())
         _say_quantization(Path(path) / "config.json", core.spec, floats, "online" if form == "masters" else "offline")
+
+
+def check_form(model: nn.Module, form: str) -> None:
+    """Refuse a form that cannot hold the model's matrices, before it has been trained for days."""
+    if form not in _LAYOUTS:
+        return
+    for name in projections(model).values():
+        layer: Any = model.get_submodule(name)
+        if isinstance(layer, BitLinear | PackedLinear):
+            try:
+                layouts.get(_LAYOUTS[form]).data_shape((layer.out_features, layer.in_features))
+            except UnsupportedError as error:
+                raise UnsupportedError(f"export: {name}: {error}") from error
 
 
 def _say_quantization(path: Path, spec: ModelSpec, floats: list[str], mode: str) -> None:

@@ -26,7 +26,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         nats = logits.new_zeros((), dtype=torch.float32)
         part = max(1, (1 << 18 if logits.device.type == "cpu" else 1 << 24) // logits.shape[-1])
-        for rows, wanted in zip(logits.split(part), targets.split(part), strict=True):
+        for rows, wanted in zip(torch.split(logits, part), torch.split(targets, part), strict=True):
             chances = rows.float().log_softmax(-1)
             nats += F.nll_loss(chances, wanted, ignore_index=NOTHING, reduction="sum")
             if ctx.needs_input_grad[0]:

@@ -30,7 +30,7 @@ from .data import Data
 from .distill import Distillation, Weighing
 from .distributed import World, joined
 from .errors import TrainingStopped
-from .export import export
+from .export import check_form, export
 from .loss import cross_entropy
 from .schedule import Rates, Rounding
 from .telemetry import Lines, Telemetry, Terminal, open_writers, read_lines
@@ -60,6 +60,8 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
             _log.info("going on from step %d", resumed.step)
         state.seed(config.seed)
         model = build(config, words).to(world.device)
+        for form in config.export if config.method not in {"lora", "qlora"} else ():
+            check_form(model, form)
         if config.compute.parallel == "shard":
             world.shard(model)
         task = _task(config, model, given, world)

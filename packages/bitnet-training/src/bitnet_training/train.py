@@ -164,7 +164,7 @@ def explained(step: int) -> Iterator[None]:
             f"always; checkpoints are untouched"
         ) from error
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}:
             raise
         raise TrainingStopped(
             f"step {step}: {error.strerror} while writing {error.filename or 'the run'}; the last checkpoint is whole, "
