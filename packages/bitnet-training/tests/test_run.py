@@ -204,6 +204,7 @@ def test_every_method_trains_the_model_of_stories(folder, stories, method):
         saved = Checkpoints(folder / "run" / "checkpoints").newest()
         assert saved is not None
         assert all("lora_" in name for name in saved.tensors["model"])  # the base lies where it lay
+        assert not any("ternary" in event for event in read_lines(folder / "run" / "log.jsonl"))  # nor can it flip
 
 
 def test_a_float_twin_teaches_the_ternary_model_from_random_numbers(folder):
