@@ -154,6 +154,24 @@ def test_keys_are_listed_rotated_and_never_shown_again(bitnet: Bitnet, tmp_path:
     assert bitnet("keys", "bill", "--keys", kept, "--json").json == []
 
 
+def test_a_key_is_meant_by_a_name_that_no_other_living_key_has(bitnet: Bitnet, tmp_path: Path) -> None:
+    def ids(*names: str) -> list[str]:
+        return [bitnet("keys", "create", name, "--keys", kept, "--json").json["id"] for name in names]
+
+    kept = tmp_path / "keys.sqlite"
+    first, second, other = ids("Bob", "Bob", "Eve")
+    assert bitnet("keys", "rotate", "Eve", "--keys", kept, "--json").json["id"] == other
+    for verb in ("revoke", "rotate"):
+        said = bitnet("keys", verb, "Bob", "--keys", kept)
+        assert (said.code, said.out) == (2, "")
+        assert f"Bob: 2 living keys have this name; give an id: {first}, {second}" in said.err
+    assert bitnet("keys", "revoke", first, "--keys", kept).code == 0
+    assert bitnet("keys", "revoke", "Bob", "--keys", kept, "--json").json["id"] == second
+    said = bitnet("keys", "revoke", "Bob", "--keys", kept)
+    assert said.code == 2
+    assert "no living one this name" in said.err
+
+
 def test_other_machines_are_let_in_with_keys_alone(bitnet: Bitnet) -> None:
     said = bitnet("serve", "--host", "0.0.0.0")  # noqa: S104  # refused is what it shall be
     assert said.code == 2

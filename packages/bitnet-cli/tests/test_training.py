@@ -67,7 +67,7 @@ def test_a_run_ends_in_a_model(bitnet: Bitnet, place: Path) -> None:
     assert bitnet("export", "run", "made.gguf", "--to", "i2_s").code == 0
     assert bitnet("show", "made.gguf", "--json").json["spec"]["hidden_size"] == 32
     again = bitnet("train", "config.toml")
-    assert again.code in (1, 2)
+    assert again.code == 2
     assert "--resume" in again.err
     assert bitnet("jobs", "run", "--report").code == 0
     assert bitnet("jobs", "run", "--stop").code == 1  # it does not run

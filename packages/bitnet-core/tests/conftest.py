@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,17 @@ hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _online() -> Iterator[None]:
+    """The hub is where a test puts it, whatever they have switched off who run the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "BITNET_OFFLINE"):
+            patch.delenv(name, raising=False)
+        if constants := sys.modules.get("huggingface_hub.constants"):  # it has read its environment
+            patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield
 
 
 @pytest.fixture(scope="session")

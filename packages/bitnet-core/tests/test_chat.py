@@ -356,7 +356,7 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_the_published_bitnet_files_get_the_template_of_their_model(architecture: str, embedded: str | None) -> None:
     metadata: dict[str, Any] = {
         "general.architecture": architecture,
-        "tokenizer.ggml.tokens": ["a", "<|begin_of_text|>"],
+        "tokenizer.ggml.tokens": ["a", "<|begin_of_text|>", "<|eot_id|>"],
         "tokenizer.ggml.bos_token_id": 1,
     }
     if embedded is not None:
@@ -367,6 +367,14 @@ def test_the_published_bitnet_files_get_the_template_of_their_model(architecture
     assert template.render(messages).text == "System: Be terse<|eot_id|>User: hi<|eot_id|>Assistant: "
     assert template.render(messages, add_generation_prompt=False).text == "System: Be terse<|eot_id|>User: hi<|eot_id|>"
     assert template.render(messages).text == ChatTemplate(BITNET).render(messages).text
+
+
+@pytest.mark.parametrize("embedded", [None, "Human: {{ x }}\n\nBITNETAssistant: "])
+def test_a_model_without_the_special_token_of_that_template_gets_none(embedded: str | None) -> None:
+    metadata: dict[str, Any] = {"general.architecture": "bitnet-b1.58", "tokenizer.ggml.tokens": ["a", "<s>"]}
+    if embedded is not None:
+        metadata["tokenizer.chat_template"] = embedded
+    assert ChatTemplate.from_gguf(metadata, "model.gguf") is None
 
 
 def test_a_gguf_file_gives_its_own_template_or_none() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import resource
 import sqlite3
 import stat
 import sys
@@ -228,3 +230,45 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
             run("INSERT INTO facts VALUES ('x', 1)") or run("SELECT * FROM nothing")
         with store.read() as run:
             assert run("SELECT * FROM facts WHERE name = 'x'") == []
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+def test_a_full_disk_is_called_so_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int
+) -> None:
+    connect = sqlite3.connect
+
+    def connect_to_small_disk(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect_to_small_disk)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/keys\.sqlite'"):
+        Store(tmp_path / "keys.sqlite")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def _failing_disk() -> Iterator[None]:
+    """No file may grow beyond 1,000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("_failing_disk")
+def test_a_disk_that_fails_is_called_so_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"keys\.sqlite") as caught:
+        Store(tmp_path / "keys.sqlite")
+    assert caught.value.errno == errno.EIO
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("keys", "_failing_disk")  # in this order
+def test_a_disk_that_fails_later_is_called_so_too(keys: Keys) -> None:
+    with pytest.raises(OSError, match=r"keys\.sqlite") as caught:
+        keys.create("laptop")
+    assert caught.value.errno == errno.EIO
+    assert keys.list() == []

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -71,6 +73,19 @@ def test_a_file_that_was_moved_is_begun_anew(tmp_path: Path, hangup: bool) -> No
         log.info("two")
     assert [line["message"] for line in lines(moved)] == ["one"]
     assert [line["message"] for line in lines(path)] == ["two"]
+
+
+def test_without_a_file_a_hangup_ends_nothing_and_is_told(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from bitnet_inference.server.logs import written
+with written(sys.stderr):
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "here\n")
+    assert "SIGHUP changes nothing" in json.loads(done.stderr)["message"]
 
 
 def test_a_line_that_was_cut_harms_none_that_follows(tmp_path: Path) -> None:

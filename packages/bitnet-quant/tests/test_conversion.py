@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import bitnet_core
-from bitnet_core import BitNetError, Model, TernaryTensor, UnsupportedError, arithmetic, reference
+from bitnet_core import BitNetError, FormatError, Model, TernaryTensor, UnsupportedError, arithmetic, reference
 from bitnet_core.formats import gguf, huggingface
 from bitnet_core.formats.safetensors import SafetensorsFile
 from bitnet_core.model import Weight
@@ -225,6 +226,38 @@ def test_what_stands_at_the_target_stays_unless_it_may_be_replaced(tmp_path: Pat
     (tmp_path / "x.gguf").mkdir()
     with pytest.raises(UnsupportedError, match="is a folder"):
         convert(model(), tmp_path / "x.gguf", replace=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [("a\0b.gguf", "NUL character"), ("x" * 300, "name too long"), ("file/m.gguf", "Not a directory")],
+)
+def test_a_name_that_nothing_can_have_is_refused(name: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FormatError, match=f"target: expected a path.*{complaint}"):
+        convert(model(), tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "folder"])
+def test_a_disk_that_is_full_is_said_of_the_target(name: str, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # what a full disk is like
+    try:
+        with pytest.raises(BitNetError, match=f"^{tmp_path / name}: File too large; nothing was kept; make room"):
+            convert(model(), tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "folder"])
+def test_errors_of_whoever_hears_of_progress_are_theirs(name: str, tmp_path: Path) -> None:
+    def hang_up(progress: Progress) -> None:
+        if progress.stage == "write":
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        convert(model(), tmp_path / name, progress=hang_up)
 
 
 @pytest.mark.parametrize("name", ["m.gguf", "folder"])

@@ -285,7 +285,10 @@ def test_an_instruction_set_that_is_not_there_is_refused_in_a_sentence(monkeypat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, "threads: expected 1 or more"),
+        ({"threads": 0}, "threads: expected a number of 1 or more, got 0"),
+        ({"threads": "2"}, "threads: expected a number of 1 or more, got '2'"),
+        ({"threads": 2.0}, "threads: expected a number of 1 or more, got 2.0"),
+        ({"threads": True}, "threads: expected a number of 1 or more, got True"),
         ({"head": "f8"}, "head to be f16"),
         ({"kv": "f8"}, "kv to be auto, f16, f32 or int8"),
     ],

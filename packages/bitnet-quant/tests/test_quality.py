@@ -75,6 +75,7 @@ def test_a_model_is_its_own_equal(master: Model) -> None:
     assert (same.model.divergence, same.model.agreement) == (0, 1)
     assert all(weight.fidelity.mse == 0 and weight.fidelity.sqnr == math.inf for weight in same.weights)
     assert "Error by layer" not in same.html()
+    assert "<td>0</td><td>∞</td>" in same.html()
     assert json.loads(same.json())["weights"][0]["fidelity"]["sqnr"] is None
 
 

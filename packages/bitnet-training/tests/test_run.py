@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import bitnet_core
+from bitnet_core import UnsupportedError
 from bitnet_training import config, models, options, tokenizer
 from bitnet_training.__main__ import main
 from bitnet_training.checkpoint import Checkpoints
@@ -105,7 +106,7 @@ def test_one_switch_makes_the_float_twin(folder):
 def test_a_folder_with_a_run_is_not_written_over(folder):
     run(asked(folder))
     before = (folder / "run" / "log.jsonl").read_bytes()
-    with pytest.raises(TrainingStopped, match=r"has a run's checkpoints; go on with it \(--resume\)"):
+    with pytest.raises(UnsupportedError, match=r"has a run's checkpoints; go on with it \(--resume\)"):
         run(asked(folder))
     assert (folder / "run" / "log.jsonl").read_bytes() == before
     outcome = run(asked(folder), resume=True)  # there is nothing left to do
@@ -135,6 +136,13 @@ def test_a_run_that_goes_on_as_another_is_refused_with_both_values(folder, chang
     run(asked(folder, "checkpoints.every=5"))
     with pytest.raises(TrainingStopped, match=said):
         run(asked(folder, change), resume=True)
+    assert config.load(folder / "run" / "config.toml") == asked(folder, "checkpoints.every=5")
+
+
+def test_a_run_that_cannot_begin_leaves_no_config(folder):
+    with pytest.raises(ValueError, match="data"):
+        run(asked(folder, "data.rows=3"))
+    assert not (folder / "run" / "config.toml").exists()
 
 
 def test_a_run_that_goes_on_with_other_data_is_refused(folder):
@@ -196,6 +204,7 @@ def test_every_method_trains_the_model_of_stories(folder, stories, method):
         saved = Checkpoints(folder / "run" / "checkpoints").newest()
         assert saved is not None
         assert all("lora_" in name for name in saved.tensors["model"])  # the base lies where it lay
+        assert not any("ternary" in event for event in read_lines(folder / "run" / "log.jsonl"))  # nor can it flip
 
 
 def test_a_float_twin_teaches_the_ternary_model_from_random_numbers(folder):

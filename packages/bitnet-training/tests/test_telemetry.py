@@ -90,6 +90,10 @@ def test_a_float_model_has_nothing_to_look_at():
     assert memory.events == []
 
 
+def test_weights_that_are_frozen_are_not_looked_at():
+    assert Watch(Model().requires_grad_(False)).look() == {}
+
+
 def looks(**changes: float) -> dict[str, Look]:
     return {"layers.0.attn.q": LOOK, "layers.1.ffn.up": Look(**{**asdict(LOOK), **changes})}
 

@@ -55,7 +55,10 @@ def _convert_count(_: Any, tokens: Sequence[Token]) -> int:
 
 
 def _convert_counts(_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    return tuple(parse_count(part) for token in tokens for part in token.value.split(",") if part)
+    found = tuple(parse_count(part) for token in tokens for part in token.value.split(",") if part)
+    if not found:  # it would pass for a flag that was not given
+        raise ValueError(f"expected numbers such as 1,2,4, got '{','.join(token.value for token in tokens)}'")
+    return found
 
 
 def _convert_span(_: Any, tokens: Sequence[Token]) -> float:

@@ -131,10 +131,11 @@ class ChatTemplate:
         if source is not None and not isinstance(source, str):
             raise FormatError(file, "tokenizer.chat_template", "a string", type(source).__name__)
         tokens = metadata.get("tokenizer.ggml.tokens", ())
-        bitnet = metadata.get("general.architecture") in _BITNET
-        if source is None and not bitnet:
-            return None
         if source is None or _PLACEHOLDER in source:
+            known = source is not None or metadata.get("general.architecture") in _BITNET
+            # Other models are of that architecture, too. Special tokens are the last, and there are many others.
+            if not known or not isinstance(tokens, Sequence) or _TURN_END not in reversed(tokens):
+                return None
             source = _BITNET_TEMPLATE
         bos, eos = (_token_at(tokens, metadata.get(f"tokenizer.ggml.{role}_token_id")) for role in ("bos", "eos"))
         return cls(source, bos_token=bos, eos_token=eos, file=file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from bitnet_core import BitNetError, Model, TernaryTensor, UnsupportedError, layouts
+from bitnet_core import BitNetError, FormatError, Model, TernaryTensor, UnsupportedError, layouts
 from bitnet_core import load as load_model
 from bitnet_core.durable import sync_folder
 from bitnet_core.formats import gguf, huggingface
@@ -25,6 +26,7 @@ from .targets import FolderTarget, GgufTarget, Rounding, Target
 
 FOLDERS = ("hf_multiply", "hf_divide", "hf_floats")
 _PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")  # of a split file
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FILES = tuple(name for name in layouts.LAYOUTS if name != "hf_rows")
 
 
@@ -71,7 +73,7 @@ def convert(
     unless `replace`, and the source is only read. The target is complete and read back before it has its name, and
     the same input always makes the same bytes. Options go to the reader: `i2_s_group`, `masters`, `inputs`.
     """
-    start, target = perf_counter(), Path(target)
+    start, target = perf_counter(), _place(target)
     model = source if isinstance(source, Model) else _opened(source, target, options)
     form = _form(model, target, layout)
     _check_vacant(target, replace)
@@ -120,6 +122,19 @@ class _Teller:
                 self._progress(Progress(name, done, self._total, weight))
 
         return said
+
+
+def _place(target: str | os.PathLike[str]) -> Path:
+    """Where to write, if anything can have that name."""
+    try:
+        os.lstat(target)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise FormatError(target, "target", "a path", "one with a NUL character") from error
+    except OSError as error:
+        raise FormatError(target, "target", "a path to write at", error.strerror or error) from error
+    return Path(target)
 
 
 def _opened(source: str | os.PathLike[str], target: Path, options: dict[str, Any]) -> Model:
@@ -209,10 +224,16 @@ def _refusal(rounded: Sequence[Rounding]) -> UnsupportedError:
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """A path beside the target to write at, which is gone in the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     staged = _aside(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield staged
+    except OSError as error:
+        name = Path(error.filename) if isinstance(error.filename, str) else Path()
+        if staged in (name, *name.parents) or name in (target, *target.parents):
+            helps = "; make room, or write elsewhere" if error.errno in _FULL else ""
+            raise BitNetError(f"{target}: {error.strerror}; nothing was kept{helps}") from error
+        raise  # of the source, or of whoever hears of progress
     finally:
         if staged.is_dir():
             shutil.rmtree(staged)

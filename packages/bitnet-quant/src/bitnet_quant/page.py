@@ -200,7 +200,7 @@ def _cells(weight: WeightQuality) -> Iterator[str]:
     yield f"{weight.bits:.3g}"
     yield "" if weight.zeros is None else f"{weight.zeros:.1%}"
     yield "" if weight.scale is None else f"{weight.scale:.4g}"
-    yield f"{near.mse:.2e}"
+    yield f"{near.mse:.2e}" if near.mse else "0"
     yield "∞" if math.isinf(near.sqnr) and near.sqnr > 0 else f"{near.sqnr:.2f}"
     yield f"{near.cosine:.5f}"
     yield f"{near.angle:.2f}°"

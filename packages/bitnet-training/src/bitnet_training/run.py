@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import bitnet_core
-from bitnet_core import FormatError, ModelSpec, Rope
+from bitnet_core import FormatError, ModelSpec, Rope, UnsupportedError
 from bitnet_core.chat import ChatTemplate
 from bitnet_core.durable import replacing, sync_folder
 from bitnet_core.hub import resolve
@@ -51,7 +51,7 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
         with world.first_alone():
             if world.is_first:
                 stack.enter_context(checkpoints)
-                _begin(config, out, checkpoints, resume=resume)
+                _begin(out, checkpoints, resume=resume)
             words, template = _language(config, out)
             given = data.prepare(config, words, template)
         about = {"config": options.toml(config), "data": given.key, "processes": world.processes}
@@ -65,7 +65,7 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
         if config.compute.parallel == "shard":
             world.shard(model)
         task = _task(config, model, given, world)
-        writers = _writers(config, out, resumed) if world.is_first else []
+        writers = _opened(config, out, resumed) if world.is_first else []
         telemetry = Telemetry(writers, zeros=config.telemetry.zeros, spike=config.telemetry.spike)
         stack.callback(telemetry.close)
         stop = stack.enter_context(_interrupts())
@@ -139,19 +139,17 @@ def report(out: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _begin(config: Config, out: Path, checkpoints: Checkpoints, *, resume: bool) -> None:
-    """Keep the config with the run; an earlier run in the folder is not written over."""
+def _begin(out: Path, checkpoints: Checkpoints, *, resume: bool) -> None:
+    """Make room for a run; an earlier one in the folder is not written over."""
     has_run = any(checkpoints.folder.glob("step-*"))
     if has_run and not resume:
-        raise TrainingStopped(
+        raise UnsupportedError(
             f"{out}: has a run's checkpoints; go on with it (--resume), or choose another folder (out)"
         )
     if not has_run:  # a vocabulary without a model may be of other texts
         shutil.rmtree(out / "tokenizer", ignore_errors=True)
     for left in (*out.glob(".*.*.part"), *(out / "tokenizer").glob(".*.part")):  # of a run that was killed
         left.unlink()
-    with replacing(out / "config.toml") as stream:
-        stream.write(options.toml(config).encode())
 
 
 def _language(config: Config, out: Path) -> tuple[Tokenizer, ChatTemplate | None]:
@@ -256,7 +254,10 @@ def _plan(config: Config, world: World) -> Plan:
     )
 
 
-def _writers(config: Config, out: Path, resumed: Checkpoint | None) -> list[Any]:
+def _opened(config: Config, out: Path, resumed: Checkpoint | None) -> list[Any]:
+    """Who writes the run down, now that nothing can be refused any more: its config is that of what stands here."""
+    with replacing(out / "config.toml") as stream:
+        stream.write(options.toml(config).encode())
     others = open_writers(config.telemetry.writers, out)
     lines = Lines(out / "log.jsonl", resumed.step if resumed else 0)
     return [Terminal(config.schedule.steps), lines, *others]

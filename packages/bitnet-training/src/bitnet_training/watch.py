@@ -37,7 +37,7 @@ class Watch:
         self._matrices = {
             projection_of(name) or name: module
             for name, module in model.named_modules()
-            if isinstance(module, BitLinear)
+            if isinstance(module, BitLinear) and module.weight.requires_grad  # under an adapter nothing can flip
         }
         self._codes: dict[str, Tensor] = {}
         self._first: dict[str, float] = {}

@@ -196,7 +196,7 @@ def written(
 ) -> Iterator[None]:
     """Have the logs written as lines of JSON: to a stream from `level` up, to a file all that are worth a line.
 
-    SIGHUP opens the file again, where this thread may say so.
+    SIGHUP opens the file again, or does nothing where there is none, if this thread may say so.
     """
     lines = [] if stream is None else [_Lines(_Stream(stream), level)]
     if file is not None:
@@ -210,7 +210,7 @@ def written(
         for one in lines:
             logger.addHandler(one)
     try:
-        with _hangup(lines[-1].reopen if file is not None else None):
+        with _hangup(_pass if file is None else lines[-1].reopen):
             yield
     finally:
         for logger, (old, propagate) in zip(loggers, before, strict=True):
@@ -222,10 +222,15 @@ def written(
             one.stop()
 
 
+def _pass() -> None:
+    """Who asks for another file, or any reload, does not mean to end the process."""
+    log.warning("SIGHUP changes nothing: there is no file of the log to open anew")
+
+
 @contextmanager
-def _hangup(call: Callable[[], None] | None) -> Iterator[None]:
+def _hangup(call: Callable[[], None]) -> Iterator[None]:
     """What the signal means that tells of a file that was moved."""
-    if call is None or not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGHUP, lambda *_: call())

@@ -161,8 +161,8 @@ def serve(  # noqa: PLR0913  # each is a setting of its own, given by name
 
     `keys`: the file or database of keys. `api_key`: one key that may do everything. `verifier`: finds out who shows a
     signed token. `audit`: the file of the audit log. Lines of JSON go to stderr from `log_level` up, and
-    to `log_file`, which SIGHUP opens anew. `endpoints`: routes beside those of the protocols, by default
-    the page. Other settings are those of `make_app`.
+    to `log_file`, which SIGHUP opens anew; it never ends the server. `endpoints`: routes beside those of the
+    protocols, by default the page. Other settings are those of `make_app`.
     """
     found = models if isinstance(models, Models) else Models(models)
     raise_files()

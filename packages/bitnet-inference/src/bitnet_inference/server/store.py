@@ -5,13 +5,14 @@ All SQL of the server is in a subset that SQLite and PostgreSQL read alike, with
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -78,6 +79,8 @@ class Store:
             self._prepare()
         except BaseException:
             self.close()
+            if isinstance(self._database, _File):
+                self._database.take_away()
             raise
 
     def write(self) -> AbstractContextManager[Run]:
@@ -109,7 +112,7 @@ class Store:
                     [(found,)] = run("SELECT value FROM facts WHERE name = 'version'")
                 break
             except sqlite3.DatabaseError as error:
-                raise FormatError(self.name, "database", "a database of this server", error) from error
+                raise _named(self.name, error, "a database of this server") from error
             except Exception:
                 if last:  # two servers that make the same tables at once disturb each other one time
                     raise
@@ -124,13 +127,23 @@ class _File:
         if sqlite3.sqlite_version_info < (3, 35):
             raise UnsupportedError(f"SQLite is {sqlite3.sqlite_version}; expected 3.35 or newer")
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._is_new = path, not path.exists()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         path.chmod(0o600)  # SQLite gives the files beside it the same rights
-        self._path = path
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        self._writer = self._connect()
+        try:
+            self._writer = self._connect()
+        except BaseException:
+            self.take_away()
+            raise
+
+    def take_away(self) -> None:
+        """Delete what we have made, if nobody has put a table into it."""
+        with suppress(sqlite3.Error):
+            if self._is_new and _is_empty(self._path):
+                self._path.unlink()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -140,7 +153,7 @@ class _File:
             connection.execute("PRAGMA trusted_schema = OFF")
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise FormatError(self._path, "database", "a SQLite file", error) from error
+            raise _named(self._path, error, "a SQLite file") from error
         return connection
 
     @contextmanager
@@ -150,9 +163,11 @@ class _File:
             try:
                 yield _runs(self._writer)
                 self._writer.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
+                if isinstance(error, sqlite3.DatabaseError) and (failure := _of_disk(self._path, error)):
+                    raise failure from error
                 raise
 
     @contextmanager
@@ -176,6 +191,23 @@ class _File:
             self._idle.pop().close()
         with self._lock:
             self._writer.close()
+
+
+def _named(name: str | os.PathLike[str], error: sqlite3.DatabaseError, expected: str) -> Exception:
+    """What is wrong with a database: its disk, or what it is."""
+    return _of_disk(name, error) or FormatError(name, "database", expected, error)
+
+
+def _of_disk(name: str | os.PathLike[str], error: sqlite3.DatabaseError) -> OSError | None:
+    # The first byte of a code is its kind; an error of Python's own module has none.
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    number = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}.get(kind)
+    return OSError(number, os.strerror(number), os.fspath(name)) if number else None
+
+
+def _is_empty(path: Path) -> bool:
+    with closing(sqlite3.connect(path)) as connection:
+        return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,))
 
 
 def _as_log(connection: sqlite3.Connection) -> None:

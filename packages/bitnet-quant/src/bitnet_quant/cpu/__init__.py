@@ -64,8 +64,8 @@ def load(
     if kv not in ("auto", "f16", "f32", "int8"):
         raise ValueError(f"expected kv to be auto, f16, f32 or int8, got {kv!r}")
     count = _threads(model.spec) if threads is None else threads
-    if count < 1:
-        raise ValueError(f"threads: expected 1 or more, got {count}")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"threads: expected a number of 1 or more, got {count!r}")
     pool = memory or Pool(name="cpu")
     held = _held(model.spec) if kv == "auto" else kv
     operations = CpuOperations(model, pool, isa=name or _native.usable()[0], threads=count, head=head, kv=held)

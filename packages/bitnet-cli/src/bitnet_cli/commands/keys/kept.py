@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,19 @@ def opened(place: str, *, new: bool = False) -> Iterator[Keys]:
         raise Refused(f"{place}: no such database of keys; bitnet keys create makes one")
     with Store(place) as store:
         yield Keys(store)
+
+
+def id_of(kept: Keys, said: str) -> str:
+    """The id of a key, of which somebody said the id, or a name that only one living key has."""
+    keys = kept.list()
+    if any(key.id == said for key in keys):
+        return said
+    living = [key.id for key in keys if key.name == said and key.live(time.time())]
+    if not living:
+        raise Refused(f"{said}: no key has this id, and no living one this name; bitnet keys list shows all")
+    if len(living) > 1:
+        raise Refused(f"{said}: {len(living)} living keys have this name; give an id: {', '.join(living)}")
+    return living[0]
 
 
 def record_of(key: Key) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...amounts import Span
 from ...console import FLAGS, Flags
-from .kept import DEFAULT, Place, opened, record_of
+from .kept import DEFAULT, Place, id_of, opened, record_of
 
 
 def rotate(
@@ -19,11 +19,11 @@ def rotate(
     Parameters
     ----------
     identity
-        The key's id, as bitnet keys list shows it.
+        The key's id, as bitnet keys list shows it, or a name that no other living key has.
     grace
         How long the old text still opens, as 1h.
     """
     with opened(keys) as kept:
-        key, text = kept.rotate(identity, grace_s=grace)
+        key, text = kept.rotate(id_of(kept, identity), grace_s=grace)
     flags.remark(f"the new key of {key.name}; it is not shown again")
     flags.answer(record_of(key) | {"key": text}, text)
