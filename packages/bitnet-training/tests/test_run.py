@@ -140,8 +140,8 @@ def test_a_run_that_goes_on_as_another_is_refused_with_both_values(folder, chang
 
 
 def test_a_run_that_cannot_begin_leaves_no_config(folder):
-    with pytest.raises(ValueError, match="data"):
-        run(asked(folder, "data.rows=3"))
+    with pytest.raises(UnsupportedError, match="tq2_0 holds"):
+        run(asked(folder, "export=['tq2_0']"))
     assert not (folder / "run" / "config.toml").exists()
 
 

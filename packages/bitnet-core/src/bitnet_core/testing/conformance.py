@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import reference
-from .memory import Pool
-from .model import Adapter, Array, Backend, Model, Reach, Runner, Step
+from .. import reference
+from ..memory import Pool
+from ..model import Adapter, Array, Backend, Model, Reach, Runner, Step
+from ..tensor import TernaryTensor
 from .random_models import CASES, Case, random_adapter, some_tokens
-from .tensor import TernaryTensor
 
 
 class BackendSuite:

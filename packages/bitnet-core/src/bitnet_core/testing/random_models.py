@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import rope
-from .model import Adapter, Array, Model, ModelSpec, Rope, Weight
-from .tensor import TernaryTensor
+from .. import rope
+from ..model import Adapter, Array, Model, ModelSpec, Rope, Weight
+from ..tensor import TernaryTensor
 
 
 def tiny_spec(**changes: Any) -> ModelSpec:
