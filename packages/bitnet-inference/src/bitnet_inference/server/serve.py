@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ from .turnstile import HEAD_LIMIT, Turnstile
 log = logging.getLogger("bitnet_inference.server")
 
 _GRACE_S = 5  # for those that were cut, to say so
+_COLLECTIONS = (50_000, 20, 100)  # new objects, and collections of the younger ones, between two collections
 
 
 class Server(uvicorn.Server):
@@ -88,6 +90,18 @@ class Server(uvicorn.Server):
         for one in listening:
             loop.remove_reader(one.fileno())
         self._door.open([one.dup() for one in listening])
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, while Python looks for cycles more seldom: a look at all objects holds every stream up."""
+        before = gc.get_threshold()
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays, and need not be looked at
+        gc.set_threshold(*_COLLECTIONS)
+        try:
+            await super().serve(sockets)
+        finally:
+            gc.set_threshold(*before)
+            gc.unfreeze()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No new connections; those at work may end, for `drain_s` seconds; then they are cut with an error."""
