@@ -6,5 +6,5 @@ import signal
 
 
 def pytest_configure() -> None:
-    """Interrupts are heard here and in what tests start, though whoever began this in the background had them ignored."""
+    """Interrupts are heard here and in what tests start, though whoever began them had them ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
