@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +32,6 @@ SCHEMA: Any = {
 
 def function(name: str) -> Any:
     return {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
-
-
-@pytest.fixture
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.fixture
-def claude(server: Running) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.fixture
-def llama(server: Running) -> Iterator[ollama.Client]:
-    with ollama.Client(host=server.url) as found:
-        yield found
 
 
 # What is asked

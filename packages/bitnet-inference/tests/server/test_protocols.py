@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -25,24 +24,6 @@ SCHEMA: Any = {
     "additionalProperties": False,
 }
 SAID = "Once upon a time"
-
-
-@pytest.fixture
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.fixture
-def claude(server: Running) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.fixture
-def llama(server: Running) -> Iterator[ollama.Client]:
-    with ollama.Client(host=server.url) as found:
-        yield found
 
 
 # Responses
