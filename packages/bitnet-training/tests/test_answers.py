@@ -81,6 +81,20 @@ def test_special_tokens_that_users_write_are_text(words):
     assert spans(words, tokens, learned) == ["No<|endoftext|>.<|endoftext|>"]
 
 
+@pytest.mark.parametrize("source", [BITNET, None])
+def test_an_answer_of_weight_0_is_read_and_not_learned(words, source):
+    turns = [{**turn, "weight": 0} if turn is TURNS[2] else turn for turn in TURNS]
+    tokens, learned = encoded(words, turns, source)
+    assert tokens.tolist() == encoded(words, TURNS, source)[0].tolist()
+    assert [text.strip() for text in spans(words, tokens, learned)] == ["Seven, my friend.<|endoftext|>"]
+
+
+def test_tools_stand_where_the_template_writes_them(words):
+    template = ChatTemplate("{% for tool in tools or [] %}{{ tool.name }} {% endfor %}" + BITNET)
+    tokens, _ = answers.encode(TURNS, words, template, "a.jsonl:1", [{"name": "friend"}])
+    assert words.decode(tokens).startswith("friend System: Be kind.")
+
+
 def test_without_a_template_prompts_stand_as_they_are(words):
     turns = [{"role": "user", "content": "What is two?\n"}, {"role": "assistant", "content": "Two."}]
     tokens, learned = encoded(words, turns, None)

@@ -75,16 +75,80 @@ def test_conversations_come_in_the_usual_forms(tmp_path):
         {"prompt": "hi", "response": "ho"},
         {"instruction": "hi", "input": "", "output": "ho"},
         {"question": "hi", "answer": "ho"},
+        {"conversation": [{"from": "user", "value": "hi"}, {"from": "chatgpt", "value": "ho"}]},
+        {"conversations": [{"role": "user", "value": "hi"}, {"role": "assistant", "value": "ho"}]},
+        {"prompt": said[:1], "completion": said[1:]},
+        {"prompt": said[:1], "completion": "ho"},
+        {"instruction": "hi", "context": "", "response": "ho", "category": "greeting"},
+        {"query": "hi", "response": "ho"},
+        {"input": "hi", "output": "ho"},
+        {"instruction": "hi", "input": "", "output": "ho", "system": "", "history": []},
     )
-    assert [list(record.messages) for record in read(file, chat=True)] == [said] * 6
+    assert [list(record.messages) for record in read(file, chat=True)] == [said] * 14
     file = lines(tmp_path / "b.jsonl", {"instruction": "sum", "input": "1 2", "output": "3"})
     assert read(file, chat=True)[0].messages[0]["content"] == "sum\n\n1 2"
+
+
+def test_what_stands_beside_the_messages_is_not_lost(tmp_path):
+    told = {"role": "system", "content": "Be brief."}
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    file = lines(
+        tmp_path / "a.jsonl",
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]},
+        {"system_prompt": "Be brief.", "question": "hi", "response": "ho"},
+        {"system": "Be kind.", "messages": [told, *said]},
+    )
+    assert [list(record.messages) for record in read(file, chat=True)] == [[told, *said]] * 3
+    file = lines(tmp_path / "b.jsonl", {"instruction": "and 2?", "output": "4", "history": [["1 and 1?", "2"]]})
+    assert [message["content"] for message in read(file, chat=True)[0].messages] == ["1 and 1?", "2", "and 2?", "4"]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    file = lines(
+        tmp_path / "c.jsonl", {"messages": said, "tools": tools}, {"messages": said, "tools": json.dumps(tools)}
+    )
+    assert [list(record.tools) for record in read(file, chat=True)] == [tools, tools]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]}
+    assert len(read(lines(tmp_path / "d.jsonl", {"messages": [said[0], call]}), chat=True)) == 1
+
+
+@pytest.mark.parametrize(("name", "block"), [("a.json", 1 << 20), ("a.json", 7), ("A.JSON", 64), ("a.json.gz", 50)])
+def test_lists_in_json_files_are_read_value_by_value(tmp_path, monkeypatch, name, block):
+    monkeypatch.setattr(records, "_BLOCK", block)
+    texts = [{"text": "one, [two] {three"}, {"text": 'fünf "\\', "n": [{}, 1.5]}, {"text": "end"}]
+    for written in (
+        json.dumps(texts, indent=1),
+        json.dumps(texts, ensure_ascii=False),
+        "\n".join(map(json.dumps, texts)),
+    ):
+        file = write(tmp_path / name, gzip.compress(written.encode()) if name.endswith("gz") else written)
+        assert [record.text for record in read(file)] == [value["text"] for value in texts]
+    file = write(tmp_path / "b.json", json.dumps(texts, indent=1))
+    assert [record.where.rpartition(":")[2] for record in read(file)] == ["2", "5", "12"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"text": "a"},\n {"text" 3}]', ":2: JSON: expected ':' delimiter"),
+        ('[{"text": "a"},\n', ":2: JSON: expected ']' behind the last record, got the end of the file"),
+        ('[{"text": "a"}]\n[1]', ":2: JSON: expected nothing behind the list"),
+        ('[\n{"text": "a", "text": "b"}]', ":2: key 'text': expected to stand once"),
+        ("[" * 100_000, ":1: JSON"),
+        (b'[{"text":\n "\xff"}]', ":2: text: expected UTF-8, got byte 0xff"),
+        ('[{"text": "a"}, 3]', ":1: record: expected an object, got int"),
+    ],
+)
+def test_a_bad_value_of_a_list_is_named(tmp_path, text, said):
+    file = write(tmp_path / "a.json", text)
+    with pytest.raises(FormatError) as caught:
+        read(file)
+    assert str(caught.value).startswith(f"{file}{said}")
 
 
 BAD = [
     (b'{"text": "a"', "JSON"),
     (b'{"text": 3}', "text: expected a text, got int"),
-    (b'{"txt": "a"}', "text: expected a text, got keys txt"),
+    (b'{"txt": "a"}', "text: expected a text, got keys txt; data.field names another key"),
+    (b'{"text": null}', "text: expected a text, got null"),
     (b'{"text": NaN}', "finite"),
     (b'{"text": "a", "text": "b"}', "once"),
     (b'{"text": "  "}', "at least one letter"),
@@ -112,7 +176,15 @@ def test_a_bad_line_is_named(tmp_path, line, said):
         ({"messages": [{"role": "king", "content": "a"}]}, r"messages\[0\].role"),
         ({"messages": [{"role": "user", "content": "a"}]}, "an answer of the assistant"),
         ({"messages": [{"role": "assistant", "content": " "}]}, "an answer of the assistant"),
-        ({"prompt": "a"}, "messages, conversations, prompt.completion"),
+        ({"prompt": "a"}, "messages, conversations, or prompt, .* with completion, .* got prompt"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
+            "an answer",
+        ),
+        ({"prompt": "a", "completion": "b", "history": [["c"]]}, "pairs of a question and its answer"),
+        ({"prompt": "a", "completion": "b", "tools": "{"}, "tools: expected a list, or one as JSON"),
+        ({"prompt": "\ud800", "completion": "b"}, r"messages\[0\].content: expected Unicode, got a lone surrogate"),
+        ({"conversations": [{"from": ["human"], "value": "a"}]}, r"messages\[0\].role"),
         ({"prompt": "a", "completion": None}, r"messages\[1\].content"),
         ({"conversations": [{"from": "human"}, 3]}, "messages"),
     ],
@@ -126,8 +198,8 @@ def test_a_bad_conversation_is_named(tmp_path, value, said):
 def test_bad_records_are_left_out_up_to_their_limit(tmp_path, caplog):
     file = write(tmp_path / "a.jsonl", b"\n".join(line for line, _ in BAD))
     assert read(file, limit=len(BAD)) == []
-    assert "left out (10 of at most 10)" in caplog.text
-    with pytest.raises(FormatError, match=":10: "):
+    assert "left out (11 of at most 11)" in caplog.text
+    with pytest.raises(FormatError, match=":11: "):
         read(file, limit=len(BAD) - 1)
 
 
@@ -216,7 +288,7 @@ def test_patterns_are_spelled_out_in_order_and_the_digest_follows_the_words(tmp_
 @given(st.binary(max_size=300), st.sampled_from(["", "\n\n", "#"]), st.booleans())
 def test_no_bytes_bring_down_a_reader(tmp_path_factory, content, separator, chat):
     folder = tmp_path_factory.getbasetemp()
-    for name in ("any.txt", "any.jsonl", "any.jsonl.gz", "any.parquet"):
+    for name in ("any.txt", "any.json", "any.jsonl", "any.jsonl.gz", "any.parquet"):
         file = write(folder / name, content)
         try:
             read(file, limit=2, separator=separator, chat=chat)

@@ -53,7 +53,7 @@ class TokenizerConfig:
 class DataConfig:
     """The records, and how they are laid into windows."""
 
-    train: tuple[str, ...] = option((), 'files (.txt, .jsonl, .parquet, also .gz), or "datasets:NAME:SPLIT"')
+    train: tuple[str, ...] = option((), 'files (.txt, .jsonl, .json, .parquet, also .gz), or "datasets:NAME:SPLIT"')
     valid: tuple[str, ...] = option((), "the same, held out")
     held_out: float = option(
         0.05, "part of the training records held out where valid is empty", at_least=0, at_most=0.5

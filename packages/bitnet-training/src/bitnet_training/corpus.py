@@ -29,7 +29,7 @@ from .answers import Flags
 from .records import Record
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 _AT_ONCE = 256  # records; their texts are in memory together
 
 Conversation = Callable[[Record], tuple[Tokens, Flags] | None]  # None: it is left out

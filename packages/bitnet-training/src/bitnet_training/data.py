@@ -113,7 +113,7 @@ def _conversation(
     tokenizer: Tokenizer, template: ChatTemplate | None, bad: BadRecords, record: Record
 ) -> tuple[Tokens, answers.Flags] | None:
     try:
-        return answers.encode(record.messages, tokenizer, template, record.where)
+        return answers.encode(record.messages, tokenizer, template, record.where, record.tools)
     except FormatError as error:  # of the template, which does not know where a record stands
         bad.leave_out(FormatError(record.where, error.field, error.expected, error.got, hint=error.hint))
         return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import hashlib
+import json
 import logging
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +19,14 @@ from typing import Any, BinaryIO
 
 from bitnet_core import FormatError, UnsupportedError
 from bitnet_core.formats.strictjson import parse_json
-from bitnet_core.messages import check_messages
+
+from .conversations import Message, check_letters, conversation
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20  # bytes read at once
 LIMIT = 16 << 20  # bytes of one record: no honest document is longer
-_KINDS = (".txt", ".text", ".jsonl", ".parquet")
-_CONVERSATIONS = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("question", "answer"))
-_SPEAKERS = {"human": "user", "gpt": "assistant"}
+_KINDS = (".txt", ".text", ".jsonl", ".ndjson", ".json", ".parquet")
+_GAP = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class Record:
 
     where: str  # file:line
     text: str = ""
-    messages: tuple[Mapping[str, Any], ...] = ()
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()  # that the conversation may call
     continues: bool = False  # the text goes on with the document of the record before
 
 
@@ -87,7 +91,7 @@ def read(
                 if isinstance(value, Record):
                     yield _checked(value) if not chat else _no_text(value)
                 else:
-                    yield _conversation(value, where) if chat else _checked(_document(value, where, key))
+                    yield _talk(value, where) if chat else _checked(_document(value, where, key))
             except FormatError as error:
                 bad.leave_out(error)
 
@@ -107,7 +111,7 @@ def _check(name: str) -> None:
 
 
 def _kind(name: str) -> str:
-    return Path(name.removesuffix(".gz")).suffix
+    return Path(name.removesuffix(".gz")).suffix.lower()
 
 
 def _is_dataset(name: str) -> bool:
@@ -120,20 +124,23 @@ def _values(name: str, separator: str, bad: BadRecords) -> Iterator[tuple[str, A
         yield from ((f"{name}:{number}", row) for number, row in enumerate(_dataset(name), 1))
     elif _kind(name) == ".parquet":
         yield from _rows(name)
-    elif _kind(name) == ".jsonl":
-        for number, line in _split(name, b"\n", bad):
-            if line.strip():
-                where = f"{name}:{number}"
-                try:
-                    yield where, parse_json(line, where)
-                except FormatError as error:
-                    bad.leave_out(error)
+    elif _kind(name) in {".json", ".jsonl", ".ndjson"}:
+        for where, text in _elements(name) if _kind(name) == ".json" else _lines(name, bad):
+            try:
+                yield where, parse_json(text, where)
+            except FormatError as error:
+                bad.leave_out(error)
     elif separator:
         for number, piece in _split(name, separator.encode(), bad):
             if piece.strip():
                 yield from _text(f"{name}:{number}", piece.strip(), bad)
     else:
         yield from _long_text(name, bad)
+
+
+def _lines(name: str, bad: BadRecords) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that say something."""
+    return ((f"{name}:{number}", line) for number, line in _split(name, b"\n", bad) if line.strip())
 
 
 def _long_text(name: str, bad: BadRecords) -> Iterator[tuple[str, Record]]:
@@ -180,6 +187,60 @@ def _split(name: str, mark: bytes, bad: BadRecords) -> Iterator[tuple[int, bytes
                 line, held, dropping = line + held.count(b"\n", 0, keep), held[keep:], True
     if not dropping:
         yield line, held
+
+
+def _elements(name: str) -> Iterator[tuple[str, bytes]]:
+    """The values in a JSON file, which is one list of them, or has one behind another."""
+    text, line, state = "", 1, "new"  # then in a "list", in a "row", or at the "end"
+    for block in _decoded(name):
+        text += block
+        at = _GAP.match(text).end()  # type: ignore[union-attr]  # nothing matches, too
+        while at < len(text):
+            where, letter = f"{name}:{line + text.count(chr(10), 0, at)}", text[at]
+            if state == "end":
+                raise FormatError(where, "JSON", "nothing behind the list", repr(text[at : at + 20]))
+            if letter == ("[" if state == "new" else "]" if state == "list" else ""):
+                state, end = "list" if state == "new" else "end", at + 1
+            else:
+                state = "row" if state == "new" else state
+                end = _end(text, at, line, name, whole=not block)
+                if end < 0:
+                    break
+                yield where, text[at:end].encode()
+            at = _GAP.match(text, end).end()  # type: ignore[union-attr]
+        text, line = text[at:], line + text.count("\n", 0, at)
+    if state == "list":
+        raise FormatError(f"{name}:{line}", "JSON", "']' behind the last record", "the end of the file")
+
+
+def _end(text: str, at: int, line: int, name: str, *, whole: bool) -> int:
+    """Where the value that begins at a place ends; negative if more must be read to know."""
+    try:
+        return json.JSONDecoder().raw_decode(text, at)[1]
+    except RecursionError as error:
+        raise FormatError(f"{name}:{line}", "JSON", "a value that is not so deep", "many levels") from error
+    except json.JSONDecodeError as error:
+        if not whole and len(text) - at <= LIMIT:
+            return -1
+        near = repr(text[error.pos : error.pos + 20]) if error.pos < len(text) else "the end of the file"
+        said = error.msg.removeprefix("Expecting ").partition(" (")[0]
+        raise FormatError(f"{name}:{line + error.lineno - 1}", "JSON", said, near) from error
+
+
+def _decoded(name: str) -> Iterator[str]:
+    """The text of a file in blocks, the last of which is empty."""
+    letters, line = codecs.getincrementaldecoder("utf-8")(), 1
+    with _opened(name) as stream:
+        while block := stream.read(_BLOCK):
+            try:
+                text = letters.decode(block)
+            except UnicodeDecodeError as error:
+                line += error.object.count(b"\n", 0, error.start)
+                got = f"byte {error.object[error.start]:#04x}"
+                raise FormatError(f"{name}:{line}", "text", "UTF-8", got) from error
+            line += text.count("\n")
+            yield text
+    yield ""
 
 
 @contextmanager
@@ -232,62 +293,30 @@ def _extra(module: str, what: str, extra: str) -> Any:
 
 
 def _document(value: Any, where: str, key: str) -> Record:
-    text = _object(value, where).get(key)
-    if not isinstance(text, str):
-        got = f"keys {', '.join(map(str, value))}" if text is None else type(text).__name__
-        raise FormatError(where, key, "a text", got)
-    return Record(where, text)
+    record = _object(value, where)
+    text = record.get(key)
+    if isinstance(text, str):
+        return Record(where, text)
+    got = type(text).__name__ if key in record else f"keys {', '.join(map(str, record))}"
+    hint = "data.field names another key; data.form = chat is for conversations" if key not in record else None
+    raise FormatError(where, key, "a text", "null" if got == "NoneType" else got, hint=hint)
+
+
+def _talk(value: Any, where: str) -> Record:
+    messages, tools = conversation(_object(value, where), where)
+    return Record(where, messages=messages, tools=tools)
 
 
 def _checked(record: Record) -> Record:
     """A record that has a text, in letters that there are."""
     if not record.text.strip() and not record.continues:
         raise FormatError(record.where, "text", "at least one letter", "none")
-    if not record.text.isascii():
-        try:
-            record.text.encode()
-        except UnicodeEncodeError as error:
-            raise FormatError(record.where, "text", "Unicode", "a lone surrogate") from error
+    check_letters(record.text, record.where, "text")
     return record
 
 
 def _no_text(record: Record) -> Record:
     raise FormatError(record.where, "record", "a conversation (.jsonl or .parquet)", "plain text")
-
-
-def _conversation(value: Any, where: str) -> Record:
-    """The messages of a record, in any of the usual forms."""
-    record = _object(value, where)
-    messages: Any = record.get("messages")
-    if messages is None and isinstance(record.get("conversations"), list):
-        messages = [_turn(turn) for turn in record["conversations"]]
-    if messages is None:
-        messages = _exchange(record, where)
-    try:
-        checked = check_messages(messages if isinstance(messages, list) else ())
-    except FormatError as error:
-        raise FormatError(where, error.field, error.expected, error.got) from error
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in checked):
-        raise FormatError(where, "messages", "an answer of the assistant", "none")
-    return Record(where, messages=tuple(checked))
-
-
-def _turn(turn: Any) -> Any:
-    """A message in ShareGPT's words."""
-    if not isinstance(turn, Mapping) or "from" not in turn:
-        return turn
-    return {"role": _SPEAKERS.get(turn["from"], turn["from"]), "content": turn.get("value")}
-
-
-def _exchange(record: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
-    """One question with its answer."""
-    for asked, answered in _CONVERSATIONS:
-        if asked in record and answered in record:
-            more = record.get("input") or ""
-            question = f"{record[asked]}\n\n{more}" if more else record[asked]
-            return [{"role": "user", "content": question}, {"role": "assistant", "content": record[answered]}]
-    pairs = ", ".join("+".join(pair) for pair in _CONVERSATIONS)
-    raise FormatError(where, "keys", f"messages, conversations, {pairs}", ", ".join(map(str, record)))
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:

@@ -32,6 +32,7 @@ from .distributed import World, joined
 from .errors import TrainingStopped
 from .export import check_form, export
 from .loss import cross_entropy
+from .recompute import recompute
 from .schedule import Rates, Rounding
 from .telemetry import Lines, Telemetry, Terminal, open_writers, read_lines
 from .train import Loss, Outcome, Plan, Task, adamw, explained, train
@@ -80,8 +81,7 @@ def build(config: Config, words: Tokenizer) -> nn.Module:
     asked, adapter = config.model, config.adapter
     model = _loaded(config, words) if asked.base else _drawn(config, words)
     if config.compute.recompute == "always" or (config.compute.recompute == "auto" and config.method == "qlora"):
-        enable: Any = model.activation_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute(model)
     if config.method in {"lora", "qlora"}:
         model.requires_grad_(False)
         model = lora.add_adapter(model, rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets)
