@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_core import FormatError
-from bitnet_training import config, options
+from bitnet_training import config, lora, options, telemetry
 from bitnet_training.config import Config, DataConfig, ModelConfig
 
 GOOD = """
@@ -81,6 +81,14 @@ def test_a_change_that_is_none_is_refused(change):
         ("\tseed = ", "TOML"),
         ("seed = 99999999999999999999", "line 1, seed"),
         ('export = ["paper"]', "line 1, export: expected some of packed, .*, not paper"),
+        ('out = ""', "line 1, out: expected a folder's name"),
+        ("[data]\nbatch = 48", "data.rows: expected a number that divides the batch of 48, got 32, the default"),
+        ("[data]\nwindow = 1024", "data.window: expected at most the model's context of 512, got 1024"),
+        ("[model]\ncontext = 64", "data.window: expected at most the model's context of 64, got 512, the default"),
+        ("[data]\nwindow = 4", "line 2, data.window: expected a number of 8 to 1048576, got 4"),
+        ('[telemetry]\nwriters = ["wandb"]', "writers: expected some of tensorboard, mlflow, trackio, not wandb"),
+        ('[adapter]\ntargets = ["q_proj"]', "targets: expected some of q, k, v, o, gate, up, down, not q_proj"),
+        ("[adapter]\ntargets = []", "targets: expected some of q, k, v, o, gate, up, down, not none"),
         ("seed" * 10, "TOML"),
     ],
 )
@@ -89,6 +97,17 @@ def test_what_is_wrong_is_said_with_its_line(text, said):
         parsed(text)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("run.toml: ")
+
+
+def test_what_is_wrong_with_a_change_does_not_stand_in_the_file():
+    with pytest.raises(FormatError, match=r"^run.toml: data.batch: expected a whole number, got 1.5"):
+        parsed(GOOD, "data.batch=1.5")
+    with pytest.raises(FormatError, match=r"^run.toml: line 12, data.rows: .* the batch of 6, got 4"):
+        parsed(GOOD, "data.batch=6")
+
+
+def test_a_small_batch_needs_no_word_of_its_rows():
+    assert parsed("[data]\nbatch = 8").data.batch == 8
 
 
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path):
@@ -101,9 +120,9 @@ def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path):
 
 @given(st.text())
 def test_any_string_survives_being_written(text):
-    written = options.toml(Config(data=DataConfig(train=(text,)), out=text))
+    written = options.toml(Config(data=DataConfig(train=(text,)), out=text or "run"))
     found = options.parse(Config, written)
-    assert (found.out, found.data.train) == (text, (text,))
+    assert (found.out, found.data.train) == (text or "run", (text,))
 
 
 @given(
@@ -124,6 +143,11 @@ SHIPPED = [*(HERE / "configs").glob("*.toml"), *HERE.glob("../../models/*.toml")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_configs_that_come_along_are_read(path):
     assert config.load(path).schedule.steps > 100
+
+
+def test_what_a_config_may_name_is_what_there_is():
+    assert tuple(telemetry.WRITERS) == config.WRITERS
+    assert Config().adapter.targets == lora.TARGETS
 
 
 def test_differences_name_the_keys_and_both_values():

@@ -87,6 +87,11 @@ def test_a_recipe_that_makes_nothing_ternary_is_refused() -> None:
         make_ternary(build(FAMILIES["llama"], None), Recipe((Rule("layer.*", "ternary"),)))
 
 
+def test_a_model_of_other_layers_is_refused_by_its_name() -> None:
+    with pytest.raises(UnsupportedError, match=r"Sequential has no layers with q_proj, k_proj, \.\.\. and down_proj"):
+        make_ternary(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+
+
 def test_a_layer_that_is_no_plain_linear_layer_is_refused() -> None:
     model = build(FAMILIES["llama"], None)
     model.set_submodule("model.layers.0.mlp.up_proj", torch.nn.LazyLinear(4))

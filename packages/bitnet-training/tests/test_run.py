@@ -115,12 +115,29 @@ def test_a_folder_with_a_run_is_not_written_over(folder):
 
 
 def test_a_vocabulary_that_no_model_has_learned_is_learned_anew(folder):
-    (folder / "run").mkdir()
+    (folder / "run" / "checkpoints").mkdir(parents=True)
     tokenizer.train(["quite other words"] * 9, 260, folder / "run" / "tokenizer")
     run(asked(folder, "schedule.steps=1"))
     loaded = bitnet_core.load(folder / "run" / "model")
     assert loaded.tokenizer is not None
     assert loaded.tokenizer.vocab_size == 280
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "model", "adapter"])
+def test_what_stands_in_a_folder_that_no_run_made_is_not_written_over(folder, name):
+    (folder / "run" / name).mkdir(parents=True)
+    (folder / "run" / name / "mine").write_text("dear to me")
+    with pytest.raises(UnsupportedError, match=f"run/{name}: no run made it"):
+        run(asked(folder))
+    assert (folder / "run" / name / "mine").read_text() == "dear to me"
+    assert not (folder / "run" / "checkpoints").exists()
+
+
+def test_a_run_says_what_it_is_about_to_do_and_where_all_of_it_is(folder, caplog):
+    caplog.set_level("INFO")
+    run(asked(folder, "schedule.steps=3"))
+    assert "weights learn on cpu: 3 steps of 4 windows of 32 tokens, which is the data 0." in caplog.text
+    assert f"step 3 of 3; all of it is in {folder}/run" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -220,15 +237,26 @@ def test_a_tokenizer_too_large_for_the_base_is_refused(folder, stories, data):
         run(asked(folder, "method=continue", f"model.base={stories}", f"tokenizer.path={tokenizer}"))
 
 
+def test_windows_wider_than_the_base_was_made_for_are_refused(folder, stories):
+    with pytest.raises(ValueError, match=r"data.window: at most the context of .*, 512, got 1024"):
+        run(asked(folder, "method=continue", f"model.base={stories}", "data.window=1024", "data.held_out=0"))
+
+
+def test_questions_and_answers_without_a_template_are_joined_with_a_word(folder, stories, caplog):
+    (folder / "chat.json").write_text(json.dumps([{"instruction": "Say ho.", "output": "ho"}] * 99))
+    run(asked(folder, "method=sft", f"model.base={stories}", f"data.train={folder}/chat.json", "schedule.steps=1"))
+    assert "no chat template (tokenizer.template): questions and answers are joined as they stand" in caplog.text
+
+
 WRONG = [
     (["--set", "data.train=['none.txt']"], "none.txt: file: expected a regular file, got no such file"),
     (["--set", "data.windo=3"], "data.windo: expected a key that is known, got 'data.windo'; did you mean 'window'?"),
-    (["--set", "data.window=64"], "data.window: at most the model's context of 32, got 64"),
+    (["--set", "data.window=64"], "data.window: expected at most the model's context of 32, got 64"),
     (["--set", "compute.device=tpu"], "this machine has no device 'tpu'"),
     (["--set", "compute.parallel=shard"], "shards need several processes"),
     (["--set", "method=sft", "--set", "model.base=./none"], "none"),
     (["--set", "optimizer.learning_rate=1e-4x"], 'expected a number, got "1e-4x"'),
-    (["--set", "data.batch=3", "--set", "data.rows=3", "--set", "telemetry.writers=['paper']"], "got 'paper'"),
+    (["--set", "data.batch=3", "--set", "data.rows=3", "--set", "telemetry.writers=['paper']"], "not paper"),
     (["--set", "export=['packed', 'tq2_0']"], "tq2_0 holds a multiple of 256 columns, a 16 x 16 matrix has 16"),
 ]
 

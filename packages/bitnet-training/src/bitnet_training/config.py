@@ -11,6 +11,8 @@ from . import options
 from .options import option
 
 FORMS = ("packed", "masters", "i2_s", "tq1_0", "tq2_0")
+WRITERS = ("tensorboard", "mlflow", "trackio")
+_PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +73,11 @@ class DataConfig:
     )
     document_mask: bool = option(True, "documents in one window do not see each other")
     batch: int = option(32, "windows a step, over all processes", at_least=1, at_most=1 << 20)
-    rows: int = option(32, "windows that one process computes at once; gradients add up to the batch", at_least=1)
+    rows: int = option(32, "windows at most that one process computes at once; gradients add up", at_least=1)
     cache: str = option("", "where tokens are kept; empty: ~/.cache/bitnet/tokens, or BITNET_TOKENS")
 
     def __post_init__(self) -> None:
-        if self.batch % self.rows:
+        if self.batch % min(self.rows, self.batch):
             raise ValueError(f"rows: a number that divides the batch of {self.batch}")
 
 
@@ -138,6 +140,9 @@ class TelemetryConfig:
     zeros: float = option(0.8, "share of zeros in a matrix above which it is called collapsed", at_least=0, at_most=1)
     spike: float = option(2.0, "loss over its running mean above which it is called a spike", at_least=1)
 
+    def __post_init__(self) -> None:
+        _check_known("writers", self.writers, WRITERS)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
@@ -145,7 +150,10 @@ class AdapterConfig:
 
     rank: int = option(16, "of each change", at_least=1, at_most=4096)
     alpha: float = option(32.0, "the change is multiplied by alpha over rank", at_least=0)
-    targets: tuple[str, ...] = option(("q", "k", "v", "o", "gate", "up", "down"), "projections that get one")
+    targets: tuple[str, ...] = option(_PROJECTIONS, "projections that get one")
+
+    def __post_init__(self) -> None:
+        _check_known("targets", self.targets or ("none",), _PROJECTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,10 +190,18 @@ class Config:
     def __post_init__(self) -> None:
         if self.method not in {"pretrain", "distill"} and not self.model.base:
             raise ValueError(f"method: pretrain or distill where there is no base to {self.method} from")
-        if unknown := sorted(set(self.export) - set(FORMS)):
-            raise ValueError(f"export: some of {', '.join(FORMS)}, not {unknown[0]}")
+        _check_known("export", self.export, FORMS)
+        if not self.out:
+            raise ValueError("out: a folder's name")
+        if not self.model.base and self.data.window > self.model.context:
+            raise ValueError(f"data.window: at most the model's context of {self.model.context}")
         if self.method == "distill" and not self.teacher.base:
             raise ValueError("method: a teacher's base to distill from")
+
+
+def _check_known(name: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{name}: some of {', '.join(known)}, not {unknown[0]}")
 
 
 def load(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Config:

@@ -43,6 +43,10 @@ def prepare(config: Config, tokenizer: Tokenizer, template: ChatTemplate | None)
     asked, chat = config.data, is_chat(config)
     if not asked.train:
         raise FormatError("config", "data.train", "at least one file", "none")
+    if chat and template is None:
+        _log.warning(
+            "the tokenizer has no chat template (tokenizer.template): questions and answers are joined as they stand"
+        )
     key = _hash(tokenizer, template if chat else None)
     valid = _corpus(asked, asked.valid, tokenizer, template, key, chat=chat) if asked.valid else None
     learned = _corpus(asked, asked.train, tokenizer, template, key, chat=chat, apart_from=asked.valid)

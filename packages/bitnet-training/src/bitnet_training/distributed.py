@@ -53,10 +53,14 @@ class World:
         if self.is_first:
             self.wait()
 
-    def shard(self, model: nn.Module) -> None:
-        """Leave every process its part of each weight; whoever remembers weights, as an optimizer, comes later."""
+    def check_shards(self) -> None:
+        """Refuse shards where one process is alone."""
         if self.processes == 1:
             raise UnsupportedError("shards need several processes: start with torchrun --nproc-per-node=N")
+
+    def shard(self, model: nn.Module) -> None:
+        """Leave every process its part of each weight; whoever remembers weights, as an optimizer, comes later."""
+        self.check_shards()
         for layer in _layers(model):
             fully_shard(layer)
         fully_shard(model)

@@ -59,9 +59,10 @@ def parse(
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise FormatError(file, "TOML", "well-formed text", error) from error
-    for change in changes:
-        _change(values, change)
-    return read(kind, values, Source(os.fspath(file), _lines(text)))
+    changed = [_change(values, change) for change in changes]
+    # What is wrong with a change does not stand on the line that it changes.
+    lines = {path: line for path, line in _lines(text).items() if path not in changed}
+    return read(kind, values, Source(os.fspath(file), lines))
 
 
 def read(kind: type[_Section], values: Mapping[str, Any], source: Source, path: str = "") -> _Section:
@@ -86,7 +87,18 @@ def read(kind: type[_Section], values: Mapping[str, Any], source: Source, path: 
         return kind(**found)
     except ValueError as error:  # of a section's own rules, which name the field first
         name, _, rule = str(error).partition(": ")
-        raise source.error(f"{path}{name}", rule, _shown(values.get(name))) from error
+        raise source.error(f"{path}{name}", rule, _given(kind, found, name)) from error
+
+
+def _given(kind: Any, found: Mapping[str, Any], name: str) -> str:
+    """The value of a setting, or of one of a section's, and whether nobody chose it."""
+    first, _, rest = name.partition(".")
+    defaults = {one.name: one for one in dataclasses.fields(kind)}
+    if first in found:
+        return _shown(getattr(found[first], rest) if rest else found[first])
+    default = defaults[first]
+    value = default.default_factory() if default.default_factory is not dataclasses.MISSING else default.default
+    return f"{_shown(getattr(value, rest) if rest else value)}, the default"
 
 
 def toml(settings: Any, *, about: bool = False) -> str:
@@ -145,8 +157,8 @@ def _checked(kind: Any, value: Any, limits: tuple[float, float] | None, source: 
 
 def _span(low: float, high: float) -> str:
     if math.isfinite(low) and math.isfinite(high):
-        return f"a number of {low:g} to {high:g}"
-    return f"a number of at least {low:g}" if math.isfinite(low) else "a finite number"
+        return f"a number of {low} to {high}"
+    return f"a number of at least {low}" if math.isfinite(low) else "a finite number"
 
 
 def _shown(value: object) -> str:
@@ -162,8 +174,8 @@ def _written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)
 
 
-def _change(values: dict[str, Any], change: str) -> None:
-    """Put the value of "a.b=c" into the table; c is TOML, or else a string as it stands."""
+def _change(values: dict[str, Any], change: str) -> str:
+    """Put the value of "a.b=c" into the table; c is TOML, or else a string as it stands. Gives the path."""
     path, equals, text = change.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -179,6 +191,7 @@ def _change(values: dict[str, Any], change: str) -> None:
             raise ValueError(f"{change!r}: {key} is a value, not a section")  # noqa: TRY004  # of a text
         table = inner
     table[keys[-1]] = value
+    return ".".join(keys)
 
 
 def _lines(text: str) -> dict[str, int]:

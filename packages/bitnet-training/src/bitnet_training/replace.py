@@ -37,8 +37,12 @@ def make_ternary(model: nn.Module, recipe: Recipe = PROJECTIONS, *, norm_eps: fl
     Names are canonical, as in "layers.*.ffn.down"; the head and the embedding stay floats. `norm_eps` puts an RMS
     norm in front of each layer that is replaced.
     """
-    count = 0
-    for canonical, name in projections(model).items():
+    count, known = 0, projections(model)
+    if not known:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no layers with q_proj, k_proj, ... and down_proj, as Llama has"
+        )
+    for canonical, name in known.items():
         rule, module = recipe.rule(canonical), model.get_submodule(name)
         if rule.form == "float" or isinstance(module, BitLinear):
             continue

@@ -34,7 +34,7 @@ from .export import check_form, export
 from .loss import cross_entropy
 from .recompute import recompute
 from .schedule import Rates, Rounding
-from .telemetry import Lines, Telemetry, Terminal, open_writers, read_lines
+from .telemetry import Lines, Telemetry, Terminal, check_writers, open_writers, read_lines
 from .train import Loss, Outcome, Plan, Task, adamw, explained, train
 from .windows import Batch, Batches, in_order
 
@@ -48,9 +48,13 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
     """Do what a config says; with `resume`, from the newest whole checkpoint of its folder."""
     out = Path(config.out)
     with joined(config.compute.device) as world, ExitStack() as stack, explained(0):
+        if config.compute.parallel == "shard":
+            world.check_shards()
+        check_writers(config.telemetry.writers)
         checkpoints = Checkpoints(out / "checkpoints", keep=config.checkpoints.keep)
         with world.first_alone():
             if world.is_first:
+                _check_free(out, checkpoints)
                 stack.enter_context(checkpoints)
                 _begin(out, checkpoints, resume=resume)
             words, template = _language(config, out)
@@ -71,8 +75,13 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
         stack.callback(telemetry.close)
         stop = stack.enter_context(_interrupts())
         checked = checkpoints if world.is_first else None
+        if world.is_first:
+            _say_beginning(config, model, given, world)
         outcome = train(task, _plan(config, world), world, telemetry, checked, resumed=resumed, about=about, stop=stop)
         _finish(config, out, model, words, template, outcome, world)
+        if world.is_first:
+            where = "all of it is" if outcome.is_finished else "--resume goes on from here;"
+            _log.info("step %d of %d; %s in %s", outcome.step, config.schedule.steps, where, out)
     return outcome
 
 
@@ -90,10 +99,6 @@ def build(config: Config, words: Tokenizer) -> nn.Module:
 
 def _drawn(config: Config, words: Tokenizer) -> nn.Module:
     """A model of random numbers; without a recipe, it is the float twin."""
-    if config.data.window > config.model.context:
-        raise ValueError(
-            f"data.window: at most the model's context of {config.model.context}, got {config.data.window}"
-        )
     shape = spec(config, words.vocab_size)
     return models.build(shape) if config.model.ternary else models.build(shape, None)
 
@@ -106,6 +111,8 @@ def _loaded(config: Config, words: Tokenizer) -> nn.Module:
     size = model.config.vocab_size
     if words.vocab_size > size:
         raise FormatError("tokenizer", "vocabulary", f"at most the model's {size} tokens", words.vocab_size)
+    if config.data.window > (context := model.config.max_position_embeddings):
+        raise ValueError(f"data.window: at most the context of {asked.base}, {context}, got {config.data.window}")
     return model
 
 
@@ -137,6 +144,22 @@ def report(out: str | os.PathLike[str]) -> Path:
     with replacing(path) as stream:
         stream.write(page.render(Path(out).resolve().name, read_lines(Path(out) / "log.jsonl")).encode())
     return path
+
+
+def _check_free(out: Path, checkpoints: Checkpoints) -> None:
+    """What a run makes anew may not be somebody else's."""
+    made = [out / name for name in ("tokenizer", "model", "masters", "adapter")]
+    if not checkpoints.folder.exists() and (theirs := [path for path in made if path.exists()]):
+        raise UnsupportedError(f"{theirs[0]}: no run made it, and this one would write over it; choose another out")
+
+
+def _say_beginning(config: Config, model: nn.Module, given: Data, world: World) -> None:
+    """What is about to happen, so that who did not mean it need not wait."""
+    learning = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    steps, asked = config.schedule.steps, config.data
+    times = steps * asked.batch / len(given.learned)
+    said = "%s weights learn on %s: %d steps of %d windows of %d tokens, which is the data %.3g times"
+    _log.info(said, f"{learning:,}", world.device, steps, asked.batch, asked.window, times)
 
 
 def _begin(out: Path, checkpoints: Checkpoints, *, resume: bool) -> None:

@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TextIO
@@ -129,7 +130,7 @@ class TensorBoard:
     """Event files for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = _extra("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self._writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, event: Event) -> None:
         for name, value in numbers(event).items():
@@ -143,7 +144,7 @@ class MLflow:
     """A run of MLflow, where its settings (MLFLOW_TRACKING_URI) say."""
 
     def __init__(self, folder: Path) -> None:
-        self._mlflow = _extra("mlflow", "mlflow")
+        self._mlflow = import_module("mlflow")
         # Its number is kept with the run, which goes on as the same one.
         kept = folder / "mlflow-run"
         number = kept.read_text(encoding="utf-8") if kept.is_file() else None
@@ -161,7 +162,7 @@ class Trackio:
     """A run of trackio."""
 
     def __init__(self, folder: Path) -> None:
-        self._trackio = _extra("trackio", "trackio")
+        self._trackio = import_module("trackio")
         self._trackio.init(project="bitnet", name=folder.name, resume="allow")
 
     def write(self, event: Event) -> None:
@@ -176,14 +177,19 @@ WRITERS: Mapping[str, Callable[[Path], Writer]] = MappingProxyType(
 )
 
 
-def open_writers(names: Iterable[str], folder: Path) -> list[Writer]:
-    """The writers of these names, which write into a folder where they need one."""
-    found: list[Writer] = []
+def check_writers(names: Iterable[str]) -> None:
+    """Refuse writers that are not known, or whose libraries are not installed."""
     for name in names:
         if name not in WRITERS:
             raise UnsupportedError(f"writers are {', '.join(WRITERS)}; got {name!r}")
-        found.append(WRITERS[name](folder))
-    return found
+        if find_spec(name) is None:
+            raise UnsupportedError(f"the writer {name} is not installed: pip install 'bitnet-training[{name}]'")
+
+
+def open_writers(names: Sequence[str], folder: Path) -> list[Writer]:
+    """The writers of these names, which write into a folder where they need one."""
+    check_writers(names)
+    return [WRITERS[name](folder) for name in names]
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -220,11 +226,3 @@ def _finite(event: Event) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in event.items()
     }
-
-
-def _extra(module: str, name: str) -> Any:
-    """A library that not everybody has, imported when it is needed."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise UnsupportedError(f"the writer {name} is not installed: pip install 'bitnet-training[{name}]'") from error
