@@ -114,6 +114,26 @@ def test_a_folder_with_a_run_is_not_written_over(folder):
     assert (folder / "run" / "log.jsonl").read_bytes() == before
 
 
+def test_to_go_on_from_nothing_is_to_begin_and_says_so(folder, caplog):
+    caplog.set_level("INFO")
+    assert run(asked(folder, "schedule.steps=1"), resume=True).is_finished
+    assert "no checkpoint yet: from step 0" in caplog.text
+
+
+def test_who_interrupts_before_torch_is_there_gets_no_traceback(folder):
+    code = (
+        "import builtins, sys, bitnet_training.__main__ as command\n"
+        "real = builtins.__import__\n"
+        "def interrupted(name, *rest):\n"
+        "    if name == 'peft': raise KeyboardInterrupt\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = interrupted\n"
+        f"sys.exit(command.main([{str(folder / 'run.toml')!r}]))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_a_vocabulary_that_no_model_has_learned_is_learned_anew(folder):
     (folder / "run" / "checkpoints").mkdir(parents=True)
     tokenizer.train(["quite other words"] * 9, 260, folder / "run" / "tokenizer")

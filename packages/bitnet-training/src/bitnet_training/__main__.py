@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from bitnet_core import BitNetError
 
 from . import config as configs
-from .run import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        from .run import run  # noqa: PLC0415  # torch takes seconds, which somebody may interrupt
+
         run(configs.load(asked.config, asked.set), resume=asked.resume)
     except (BitNetError, ValueError) as error:
         sys.stderr.write(f"bitnet: error: {error}\n")

@@ -61,8 +61,11 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
             given = data.prepare(config, words, template)
         about = {"config": options.toml(config), "data": given.key, "processes": world.processes}
         resumed = checkpoints.newest(partial(_check_same, config, about)) if resume else None
-        if resumed:
-            _log.info("going on from step %d", resumed.step)
+        if resume:
+            _log.info(
+                "going on from step %d" if resumed else "no checkpoint yet: from step %d",
+                resumed.step if resumed else 0,
+            )
         state.seed(config.seed)
         model = build(config, words).to(world.device)
         for form in config.export if config.method not in {"lora", "qlora"} else ():
