@@ -170,7 +170,7 @@ class TestQuestions:
         ("line", "message"),
         [
             ('{"query": "x", "choices": ["a"], "gold": 1}', "line 2.*gold is 1 of 1 answers"),
-            ('{"context": "x", "continuation": "y"}', "line 2: expected query, choices and gold"),
+            ('{"context": "x", "continuation": "y"}', "line 2: expected query, choices and gold, .* got no 'query'"),
             ("{", "line 2"),
             ("[]", "line 2"),
             ("[" * 100_000, "line 2"),

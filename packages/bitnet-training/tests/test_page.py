@@ -44,6 +44,14 @@ def test_a_page_shows_the_run():
     assert "<td>layers.0.attn.q</td><td>30.0%</td>" in text
 
 
+def test_shares_that_hardly_differ_are_told_apart():
+    log = [{**event, "ternary": {**event["ternary"], "zeros": 0.3077 + step * 1e-4}} if "ternary" in event else event
+           for step, event in enumerate(events())]  # fmt: skip
+    (zeros,) = re.findall(r"Zeros among the codes.*?</svg>", page.render("run", log), re.DOTALL)
+    ticks = re.findall(r">([\d.]+%)</text>", zeros)
+    assert len(set(ticks)) == len(ticks) == 3
+
+
 def test_every_point_lies_in_its_plot():
     for plot in plots(page.render("run", events())):
         lines = list(plot.iter("polyline"))

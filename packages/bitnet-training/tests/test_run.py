@@ -257,6 +257,13 @@ def test_a_tokenizer_too_large_for_the_base_is_refused(folder, stories, data):
         run(asked(folder, "method=continue", f"model.base={stories}", f"tokenizer.path={tokenizer}"))
 
 
+def test_an_adapter_on_a_float_model_is_warned_of(folder, caplog):
+    run(asked(folder, "model.ternary=false", "model.sub_norms=none", "model.activation=silu", "export=['masters']"))
+    base = f"model.base={folder}/run/masters"
+    run(asked(folder, "method=lora", base, f"out={folder}/adapted", "schedule.steps=1"))
+    assert "its floats are rounded to ternary as they stand, which it never learned" in caplog.text
+
+
 def test_windows_wider_than_the_base_was_made_for_are_refused(folder, stories):
     with pytest.raises(ValueError, match=r"data.window: at most the context of .*, 512, got 1024"):
         run(asked(folder, "method=continue", f"model.base={stories}", "data.window=1024", "data.held_out=0"))

@@ -31,6 +31,7 @@ from .records import Record
 _log = logging.getLogger(__name__)
 _FORMAT = 2
 _AT_ONCE = 256  # records; their texts are in memory together
+_SILENCE = 10.0  # seconds after which a word is due
 
 Conversation = Callable[[Record], tuple[Tokens, Flags] | None]  # None: it is left out
 
@@ -186,7 +187,11 @@ class Writer:
         return Counts(self._dtype.name, self._tokens, documents, self._bytes, chat, self._overlapping, left_out)
 
     def _write(self, streams: list[BinaryIO]) -> None:
+        told = time.monotonic()
         for tokens, learned, is_new in self._documents():
+            if time.monotonic() > told + _SILENCE:
+                told = time.monotonic()
+                _log.info("%d tokens so far, of %d documents", self._tokens, len(self._starts))
             if is_new and self._tokens:
                 self._starts.append(self._tokens)
             self._tokens += len(tokens)

@@ -190,7 +190,8 @@ def questions(path: str | os.PathLike[str], limit: int | None = None) -> list[Ch
             found.append(_choice(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             expected = "query, choices and gold, or context_options, continuation and gold"
-            raise FormatError(file, f"line {number}", expected, error) from error
+            got = f"no {error}" if isinstance(error, KeyError) else error
+            raise FormatError(file, f"line {number}", expected, got) from error
     return found
 
 

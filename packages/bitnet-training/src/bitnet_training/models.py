@@ -159,7 +159,10 @@ def _place_packed(made: nn.Module, model: Model) -> set[str]:
         made.set_submodule(name, PackedLinear(weight, bias=f"{canonical}.bias" in spec.shapes(), norm_eps=norm_eps))
         placed.add(canonical)
     if not placed or spec.inputs != "int8":
-        raise UnsupportedError("a packed base has ternary weights that multiply int8; masters and float load others")
+        raise UnsupportedError(
+            "a packed base has ternary weights that multiply int8; another model can be made ternary first "
+            "(method continue)"
+        )
     return placed
 
 

@@ -316,7 +316,7 @@ def _checked(record: Record) -> Record:
 
 
 def _no_text(record: Record) -> Record:
-    raise FormatError(record.where, "record", "a conversation (.jsonl or .parquet)", "plain text")
+    raise FormatError(record.where, "record", "a conversation (.jsonl, .json or .parquet)", "plain text")
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:

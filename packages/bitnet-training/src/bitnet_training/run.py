@@ -111,6 +111,10 @@ def _loaded(config: Config, words: Tokenizer) -> nn.Module:
     asked = config.model
     form: models.Form = "packed" if config.method == "qlora" else "masters" if asked.ternary else "float"
     model = models.load(asked.base, form, norms=None if asked.norms == "none" else asked.norms)
+    if config.method == "lora" and bitnet_core.load(resolve(asked.base)).spec.inputs == "float":
+        _log.warning(
+            "%s: its floats are rounded to ternary as they stand, which it never learned (continue)", asked.base
+        )
     size = model.config.vocab_size
     if words.vocab_size > size:
         raise FormatError("tokenizer", "vocabulary", f"at most the model's {size} tokens", words.vocab_size)
@@ -188,6 +192,7 @@ def _language(config: Config, out: Path) -> tuple[Tokenizer, ChatTemplate | None
         folder, template = out / "tokenizer", None
         found = Tokenizer.from_folder(folder) if folder.is_dir() else None
         if found is None:
+            _log.info("a vocabulary of %d tokens is learned from the training texts", config.tokenizer.size)
             texts = data.texts(config.data, chat=data.is_chat(config))
             found = tokenizer.train(texts, config.tokenizer.size, folder)
     if found is None:
