@@ -83,6 +83,7 @@ def test_an_adapter_is_trained_and_merged(bitnet: Bitnet, place: Path) -> None:
     assert merged.code == 0, merged.err
     assert merged.json["quality"]["divergence"] >= 0
     assert (place / "merged.gguf").is_file()
+    assert "no trit flipped: the changes are small beside the scales" in merged.err
     out = bitnet("run", "--prompt", "Once", "-n", "3", "--adapter", place / "tuned" / "adapter", "--model", STORIES)
     assert out.code == 0, out.err
 

@@ -15,7 +15,7 @@ from ..trainings import LESSON, Lesson
 
 def finetune(
     base: ModelName,
-    data: Annotated[tuple[str, ...], Parameter(help="Files of records: .txt, .jsonl, .parquet.", n_tokens=1)],
+    data: Annotated[tuple[str, ...], Parameter(help="Files of records: .txt, .jsonl, .json, .parquet.", n_tokens=1)],
     *,
     method: Literal["lora", "qlora", "sft", "continue"] = "lora",
     rank: Count = 16,

@@ -54,3 +54,7 @@ def merge(
     record = {"target": done.target, "layout": done.layout, "flips": made.flips, "quality": made.quality,
               "base_quality": made.base_quality}  # fmt: skip
     flags.answer(record, shown, mark(True, f"{total:,} trits flipped; {done.target}"))
+    if not total:
+        flags.remark(
+            "no trit flipped: the changes are small beside the scales, and only base and adapter together have them"
+        )
