@@ -22,7 +22,9 @@ from bitnet_training.__main__ import main
 from bitnet_training.checkpoint import Checkpoints
 from bitnet_training.config import Config
 from bitnet_training.errors import TrainingStopped
+from bitnet_training.linear import BitLinear
 from bitnet_training.run import run
+from bitnet_training.schedule import Rounding
 from bitnet_training.telemetry import read_lines
 
 TEXT = "".join(
@@ -242,6 +244,20 @@ def test_every_method_trains_the_model_of_stories(folder, stories, method):
         assert saved is not None
         assert all("lora_" in name for name in saved.tensors["model"])  # the base lies where it lay
         assert not any("ternary" in event for event in read_lines(folder / "run" / "log.jsonl"))  # nor can it flip
+
+
+def test_layers_are_rounded_one_after_another_if_asked(folder, monkeypatch):
+    seen = []
+    given = Rounding.apply
+
+    def apply(self, model, step):
+        found = given(self, model, step)
+        seen.append([layer.strength.item() for layer in model.modules() if isinstance(layer, BitLinear)][::7])
+        return found
+
+    monkeypatch.setattr(Rounding, "apply", apply)
+    run(asked(folder, "model.rounding=0.7", "model.order=last layers first", "telemetry.evaluate=99"))
+    assert seen == [[0, 0], [0, 0.5], [0, 1], [0.5, 1], [1, 1], [1, 1]]
 
 
 def test_a_float_twin_teaches_the_ternary_model_from_random_numbers(folder):

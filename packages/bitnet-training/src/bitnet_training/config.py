@@ -32,6 +32,9 @@ class ModelConfig:
     activation: Literal["relu2", "silu", "gelu"] = option("relu2", "of the feed-forward's gate")
     sub_norms: Literal["none", "block"] = option("block", "norms in front of attention's and the feed-forward's output")
     tied: bool = option(True, "the head is the embedding")
+    order: Literal["together", "first layers first", "last layers first"] = option(
+        "together", "how layers are rounded while rounding comes in"
+    )
     norms: Literal["none", "block", "projection"] = option("none", "sub-norms that are put into a base without any")
     rounding: float = option(0.0, "share of the steps in which rounding comes in", at_least=0, at_most=1)
 

@@ -249,7 +249,7 @@ def _task(config: Config, model: nn.Module, given: Data, world: World) -> Task:
             warmup=schedule.warmup,
             final=schedule.final,
         ),
-        rounding=Rounding(steps=rounding) if rounding else None,
+        rounding=Rounding(steps=rounding, order=config.model.order) if rounding else None,
         held_out=looked_at,
         bytes_a_token=given.bytes_a_token,
     )
