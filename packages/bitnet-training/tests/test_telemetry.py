@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -168,6 +169,17 @@ def test_the_terminal_shows_a_line_an_event():
         "   7/1000  loss 1.235  learning_rate 1.20e-04  tokens 5  speed 12346",
         "   8/1000  zeros 0.25",
     ]
+
+
+def test_the_terminal_says_how_long_the_rest_takes(monkeypatch):
+    stream, clock = io.StringIO(), iter([100.0, 110.0, 130.0, 140.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    terminal = Terminal(400, stream)
+    for step in (10, 20, 40, 400):
+        terminal.write({"step": step, "loss": 1.0})
+    assert [line.partition("loss 1")[2] for line in stream.getvalue().splitlines()] == [
+        "", "  left 0:06:20", "  left 0:06:00", "",
+    ]  # fmt: skip
 
 
 def test_writers_are_known_by_name(tmp_path):

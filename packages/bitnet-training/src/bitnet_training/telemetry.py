@@ -7,8 +7,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,14 +98,26 @@ class Terminal:
 
     def __init__(self, steps: int, stream: TextIO | None = None) -> None:
         self._steps, self._stream = steps, stream
+        self._begun: tuple[int, float] | None = None  # the first line of a loss: its step, and when
 
     def write(self, event: Event) -> None:
         parts = [
             f"{name} {shown(value)}" for name, value in event.items() if name not in {"step", "matrices", "ternary"}
         ]
         parts += [f"{name} {shown(value)}" for name, value in event.get("ternary", {}).items()]
+        if "loss" in event:
+            parts += self._left(event["step"])
         place = f"{event['step']:>{len(str(self._steps))}}/{self._steps}"
         print(place, *parts, sep="  ", file=self._stream or sys.stdout, flush=True)
+
+    def _left(self, step: int) -> Iterator[str]:
+        """How long the rest takes at the pace since the first line, looks and checkpoints included."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = step, now
+        elif self._begun[0] < step < self._steps:
+            pace = (now - self._begun[1]) / (step - self._begun[0])
+            yield f"left {timedelta(seconds=round(pace * (self._steps - step)))}"
 
     def close(self) -> None:
         pass
