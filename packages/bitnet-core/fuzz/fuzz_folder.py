@@ -41,7 +41,7 @@ def main() -> None:
             file = folder / FILES[data[0] % len(FILES)] if data else folder / FILES[0]
             file.write_bytes(data[1:])
             try:
-                model = huggingface.load(folder, mapped=False)
+                model = huggingface.load(folder)
                 for weight in model.weights:
                     model.weights[weight]
             finally:

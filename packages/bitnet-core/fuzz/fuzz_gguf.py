@@ -35,12 +35,12 @@ def _read(path: Path, handle: int, data: bytes) -> None:
     os.pwrite(handle, data, 0)
     refusal: BitNetError | None = None
     try:
-        with gguf.File(path, mapped=False) as file:
+        with gguf.File(path) as file:
             _read_tensors(file, len(data))
     except BitNetError as error:
         refusal = error
     try:
-        model = gguf.load(path, mapped=False)
+        model = gguf.load(path)
     except BitNetError:
         return
     if refusal is None:

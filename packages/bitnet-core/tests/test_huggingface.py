@@ -435,7 +435,7 @@ class TestSaving:
             huggingface.save(case.model(), tmp_path)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_model_may_be_saved_over_the_files_it_is_mapped_from(self, folder: Path) -> None:
+    def test_a_model_may_be_saved_over_the_files_it_is_read_from(self, folder: Path) -> None:
         model = huggingface.load(folder)
         before = (folder / "model.safetensors").read_bytes()
         huggingface.save(model, folder)

@@ -23,7 +23,7 @@ class TernaryTensor:
     them or one a block of columns. (1, 1) is the scale of BitNet: one for the whole tensor.
     """
 
-    data: npt.NDArray[np.uint8]  # arranged as `layout` says; may be a view of a mapped file, of any strides
+    data: npt.NDArray[np.uint8]  # arranged as `layout` says; of any strides
     scale: Array
     shape: tuple[int, int]  # (out_features, in_features)
     layout: str  # a name in layouts.LAYOUTS

@@ -32,9 +32,9 @@ class Finding:
     problem: str | None = None  # one line, or None where all is well
 
 
-def verify(path: str | os.PathLike[str], *, i2_s_group: Literal[64, 128] = 128, mapped: bool = True) -> list[Finding]:
+def verify(path: str | os.PathLike[str], *, i2_s_group: Literal[64, 128] = 128) -> list[Finding]:
     """A finding for every tensor of a file, in the file's order; what cannot be opened raises."""
-    with File(path, i2_s_group=i2_s_group, mapped=mapped) as file:
+    with File(path, i2_s_group=i2_s_group) as file:
         return [_ternary(file, place) if place.kind.layout else _floats(file, place) for place in file.tensors.values()]
 
 
