@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import msgspec
+
 from ... import rope
 from ...errors import FormatError, UnsupportedError, printable
 from ...families import FAMILIES, Family
@@ -61,7 +63,7 @@ def spec_from_config(
     family = FAMILIES[name]
     _refuse_unknown_arithmetic(config, file)
     head_size = _head_size(config, family, file)
-    windows = _windows(config, name, file)
+    windows = _windows(config, name, family.window, file)
     # A model that only makes embeddings is published as its trunk.
     pooled = not (config.architectures or ["ForCausalLM"])[0].endswith("ForCausalLM")
     tied = family.tied if config.tie_word_embeddings is None else config.tie_word_embeddings
@@ -78,7 +80,9 @@ def spec_from_config(
         head_size=head_size,
         context=config.max_position_embeddings,
         rope=_rope(config, family, head_size, "full_attention", file),
-        local_rope=_rope(config, family, head_size, "sliding_attention", file) if windows else None,
+        local_rope=_rope(config, family, head_size, "sliding_attention", file)
+        if windows and name == "gemma3"
+        else None,
         windows=windows,
         norm_eps=norm_eps,
         activation=_activation(config, family, file),
@@ -149,11 +153,14 @@ def _biases(config: Config, family: Family) -> tuple[str, ...]:
     return attention + (tuple(f"ffn.{name}" for name in FFN) if config.mlp_bias else ())
 
 
-def _windows(config: Config, family: str, file: str | os.PathLike[str]) -> tuple[int, ...]:
+def _windows(config: Config, family: str, default: int | None, file: str | os.PathLike[str]) -> tuple[int, ...]:
     """Positions that each layer sees back; () where all layers see everything."""
-    if config.sliding_window is None or not (family == "gemma3" or config.use_sliding_window):
+    layers = config.num_hidden_layers
+    size = default if config.sliding_window is msgspec.UNSET else config.sliding_window
+    if size is None or not (family in ("gemma3", "mistral") or config.use_sliding_window):
         return ()
-    layers, size = config.num_hidden_layers, config.sliding_window
+    if family == "mistral":
+        return (size,) * layers
     if config.layer_types is None:
         if family != "gemma3":
             raise FormatError(file, "layer_types", "a list, since use_sliding_window is set", "none")
@@ -278,8 +285,11 @@ def _positions_of(spec: ModelSpec) -> dict[str, Any]:
             "attention_factor": spec.rope.magnitude,
             "original_max_position_embeddings": spec.context,
         }
-    if spec.windows:
+    if spec.family == "mistral":
+        config["sliding_window"] = max(spec.windows, default=None)
+    elif spec.windows:
         config["sliding_window"] = max(spec.windows)
+        config["use_sliding_window"] = True
         config["layer_types"] = ["sliding_attention" if size else "full_attention" for size in spec.windows]
     if spec.local_rope:
         config["rope_local_base_freq"] = spec.local_rope.theta
