@@ -84,6 +84,12 @@ class TernaryTensor:
             self.check_codes(self.layout, "")
         return digits.view(np.int8) - np.int8(1)
 
+    def counts(self) -> tuple[int, int, int]:
+        """How many codes are -1, 0 and 1."""
+        codes = self.codes()
+        low, high = int((codes == -1).sum()), int((codes == 1).sum())
+        return low, codes.size - low - high, high
+
     def first_bad_code(self) -> int | None:
         """The index, in row-major order, of the first code that is none of -1, 0 and 1."""
         if self.layout == "tq1_0":
