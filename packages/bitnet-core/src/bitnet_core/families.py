@@ -22,6 +22,7 @@ class Family:
     biases: tuple[str, ...] = ()
     eps: float = 1e-6
     theta: float = 10000.0
+    local_theta: float | None = None  # of the layers with a window, where it is one of their own
     head_size: int | None = None  # None: hidden size over heads
     tied: bool = False
     window: int | None = None  # positions that each layer sees back; None: all
@@ -49,6 +50,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             post_norms=True,
             norm_offset=1.0,
             theta=1_000_000.0,
+            local_theta=10000.0,
             head_size=256,
             tied=True,
         ),

@@ -80,9 +80,7 @@ def spec_from_config(
         head_size=head_size,
         context=config.max_position_embeddings,
         rope=_rope(config, family, head_size, "full_attention", file),
-        local_rope=_rope(config, family, head_size, "sliding_attention", file)
-        if windows and name == "gemma3"
-        else None,
+        local_rope=_local_rope(config, family, head_size, file) if windows else None,
         windows=windows,
         norm_eps=norm_eps,
         activation=_activation(config, family, file),
@@ -171,6 +169,11 @@ def _windows(config: Config, family: str, default: int | None, file: str | os.Pa
     return tuple(size if kind == "sliding_attention" else 0 for kind in config.layer_types)
 
 
+def _local_rope(config: Config, family: Family, head_size: int, file: str | os.PathLike[str]) -> Rope | None:
+    """The rotation of the layers with a window, if the family has one for them."""
+    return _rope(config, family, head_size, "sliding_attention", file) if family.local_theta else None
+
+
 def _rope(config: Config, family: Family, head_size: int, layers: str, file: str | os.PathLike[str]) -> Rope:
     """The rotation of the layers of one kind, from any of the three forms that files have it in."""
     parameters, path = config.rope_parameters or {}, "rope_parameters"
@@ -181,7 +184,7 @@ def _rope(config: Config, family: Family, head_size: int, layers: str, file: str
         stretch, path = config.rope_scaling, "rope_scaling"
     default = config.rope_theta or family.theta
     if layers == "sliding_attention":
-        default = config.rope_local_base_freq or 10000.0
+        default = config.rope_local_base_freq or family.local_theta or default
     theta = stretch.rope_theta or default
     size = int(head_size * (stretch.partial_rotary_factor or config.partial_rotary_factor or 1.0))
     if size % 2 or not 2 <= size <= head_size:
