@@ -176,13 +176,12 @@ def runs_of(weights: Mapping[str, Weight], name: str) -> Iterator[Weight]:
 
 
 def in_runs(
-    shape: tuple[int, ...], rows: Callable[[int, int], Weight], whole: Callable[[], Weight]
+    shape: tuple[int, ...], rows: Callable[[int, int], npt.NDArray[np.floating]], whole: Callable[[], Weight]
 ) -> Callable[[], Iterator[Weight]]:
     """What makes a matrix in runs for `Weights`: of `rows` from one to another, or as a `whole` where it is ternary."""
 
     def runs() -> Iterator[Weight]:
-        first = rows(0, min(_TELLING, shape[0]))
-        if isinstance(first, TernaryTensor) or TernaryTensor.detect(first) is not None:  # type: ignore[arg-type]
+        if TernaryTensor.detect(rows(0, min(_TELLING, shape[0]))) is not None:
             yield whole()
             return
         step = max(1, _RUN // shape[1] // _SAMPLED) * _SAMPLED
