@@ -29,8 +29,8 @@ void pack_planes(Pool& pool, const Kernels& kernels, const Run& run, const Exten
             const size_t row = run.first + i;
             scale[row] = 0;
             if (row < extent.rows)
-                scale[row] = int8_row(kernels, run.row(row, columns), run.kind, columns,
-                                      wide.data() + thread * columns, digits);
+                scale[row] =
+                    int8_row(kernels, run.row(row, columns), run.kind, columns, wide.data() + thread * columns, digits);
             else
                 std::memset(digits, 0, columns);
             for (size_t column = 0; column < columns; ++column) numbers[column] = uint8_t(digits[column] + 128);
