@@ -85,12 +85,13 @@ def _span(cols: int) -> int:
 
 @torch.compiler.assume_constant_result
 def _processors(device: int) -> int:
-    return int(_processors_of(device))
+    return _processors_of(device)
 
 
 @cache
 def _processors_of(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    found: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return found
 
 
 @triton.jit
