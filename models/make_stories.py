@@ -29,6 +29,7 @@ from bitnet_training.run import run
 HERE = Path(__file__).parent
 END = "<|endoftext|>"
 STRAIGHT = {"â€œ": '"', "â€™": "'", "â€˜": "'", "â€": '"', "“": '"', "”": '"', "’": "'", "‘": "'", "–": "-", "—": "-"}
+say = logging.getLogger("stories").info
 SAMPLING = {"temperature": 0.8, "top_p": 0.9}
 
 
@@ -77,7 +78,8 @@ def publish(ternary: Path, folder: Path) -> None:
 
 def measure(folder: Path, form: models.Form, stories: Sequence[str]) -> Perplexity:
     """How well a model expects stories, each from its own beginning and cut at the context's size; in float32."""
-    model: Any = models.load(folder, form).to(distributed.choose("auto"))
+    model: Any = models.load(folder, form)
+    model.to(distributed.choose("auto"))
     words = Tokenizer.from_folder(folder)
     if words is None:
         raise ValueError(f"{folder}: expected a tokenizer in the folder, got none")
@@ -92,14 +94,17 @@ def say_results(out: Path, folders: Sequence[Path], stories: Sequence[str]) -> N
     """A line for each model, as its card can quote it."""
     judged: list[tuple[str, Path, models.Form]] = [(one.name, one / "model", "float") for one in folders]
     at = folders.index(out / "ternary")
-    judged[at : at + 1] = [("ternary, masters", out / "ternary" / "masters", "masters"), ("packed", out / "model", "packed")]
-    print(f"{len(stories)} stories held out, each from its own beginning:")
+    judged[at : at + 1] = [
+        ("ternary, masters", out / "ternary" / "masters", "masters"),
+        ("packed", out / "model", "packed"),
+    ]
+    say("%d stories held out, each from its own beginning, cut at the context's size:", len(stories))
     for name, folder, form in judged:
         found = measure(folder, form, stories)
-        print(
-            f"{name:17} {found.loss:.4f} nats a token, perplexity {found.perplexity:.3f}, {found.bits_per_byte:.4f} bits "
-            f"a byte ({found.tokens:,} tokens, {found.text_bytes:,} bytes)"
+        said = (
+            f"{found.loss:.4f} nats a token, perplexity {found.perplexity:.3f}, {found.bits_per_byte:.4f} bits a byte"
         )
+        say("%-17s %s (%s tokens, %s bytes)", name, said, f"{found.tokens:,}", f"{found.text_bytes:,}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on where a run was interrupted")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in schedule.steps=100")
     asked = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def script() -> ModuleType:
 def arguments(tmp_path: Path) -> list[str]:
     """Stories to learn, of which one is held out, too."""
     draw = random.Random(5)
-    words = "the dog cat saw ran big red ball and said to him her with a very sad happy day".split()
+    words = ["the", "dog", "cat", "saw", "ran", "big", "red", "ball", "and", "said", "to", "him", "with", "a", "sad"]
     told = ["Once " + " ".join(draw.choices(words, k=60)) + "." for _ in range(40)]
     (tmp_path / "learned.txt").write_text("\n<|endoftext|>\n".join(told))
     (tmp_path / "held_out.txt").write_text("\n<|endoftext|>\n".join(told[:1] + [one[::-1] for one in told[:5]]))
@@ -54,7 +54,9 @@ def test_teachers_then_the_ternary_model_and_its_twin_are_trained_and_measured_a
 ):
     caplog.set_level("INFO")
     assert script.main([*arguments, "--teachers", "2", "--twin"]) == 0
-    said = dict(re.findall(r"^(\S.*?) +(\d\.\d{4}) nats a token, .* bits a byte", capsys.readouterr().out, re.MULTILINE))
+    said = dict(
+        re.findall(r"stories:.*?py:\d+ (\S.*?) +(\d\.\d{4}) nats a token, .* bits a byte", caplog.text, re.MULTILINE)
+    )
     assert list(said) == ["teacher-1", "teacher-2", "ternary, masters", "packed", "float"]
     assert said["teacher-1"] != said["teacher-2"]
     assert float(said["packed"]) == pytest.approx(float(said["ternary, masters"]), rel=2e-3)  # its floats are halves
@@ -75,9 +77,10 @@ def test_teachers_then_the_ternary_model_and_its_twin_are_trained_and_measured_a
     assert log.read_bytes() == before
 
 
-def test_without_teachers_the_ternary_model_learns_alone(script, arguments, tmp_path, capsys):
+def test_without_teachers_the_ternary_model_learns_alone(script, arguments, tmp_path, caplog):
+    caplog.set_level("INFO")
     assert script.main([*arguments, "--teachers", "0"]) == 0
-    assert "packed" in capsys.readouterr().out
+    assert "\npacked " in "\n".join(caplog.messages)
     assert {path.name for path in (tmp_path / "made").iterdir() if path.is_dir()} == {"ternary", "model"}
 
 

@@ -110,7 +110,10 @@ class ScheduleConfig:
     warmup: float = option(0.02, "share of the steps in which the rate rises", at_least=0, at_most=1)
     final: float = option(0.0, "where the rate ends, as a share of the peak", at_least=0, at_most=1)
     second: float = option(
-        2 / 3, "of two-stage: the line of the second half, in which nothing decays, over the first's", at_least=0, at_most=1
+        2 / 3,
+        "of two-stage: the line of the second half, in which nothing decays, over the first's",
+        at_least=0,
+        at_most=1,
     )
 
 

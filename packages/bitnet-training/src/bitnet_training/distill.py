@@ -54,11 +54,14 @@ class Weighing:
 
 def expected(logits: Iterable[Tensor], temperature: float) -> Tensor:
     """What teachers of these logits expect on average, softened, as logarithms of chances."""
-    each = ((one.float() / temperature).log_softmax(-1) for one in logits)
-    mean, count = next(each), 1
-    for count, one in enumerate(each, 2):
-        torch.logaddexp(mean, one, out=mean)
-    return mean.sub_(math.log(count))
+    each = (
+        (one.float() / temperature).log_softmax(-1) for one in logits
+    )  # of which no more than two are there at once
+    total, count = next(each), 1
+    for one in each:
+        torch.logaddexp(total, one, out=total)
+        count += 1
+    return total.sub_(math.log(count))
 
 
 def logits_loss(student: Tensor, wanted: Tensor, temperature: float) -> Tensor:
@@ -99,8 +102,9 @@ class Distillation:
         mine, *theirs = (_config(model) for model in (student, *teachers))
         for its in theirs:
             if mine.vocab_size != its.vocab_size:
+                size = its.vocab_size
                 raise ValueError(
-                    f"teacher: expected a vocabulary of {mine.vocab_size} tokens, as the student's, got {its.vocab_size}"
+                    f"teacher: expected a vocabulary of {mine.vocab_size} tokens, as the student's, got {size}"
                 )
         if weighing.attention:
             self._listen(student, mine, theirs[0])
@@ -131,7 +135,9 @@ class Distillation:
         count = where.sum().clamp(min=1)
         task = soft = relations = logits.new_zeros((), dtype=torch.float32)
         if asked.task:
-            nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NOTHING, reduction="sum")
+            nats = F.cross_entropy(
+                logits.float().flatten(0, 1), targets.flatten(), ignore_index=NOTHING, reduction="sum"
+            )
             task = nats / count
         if asked.logits:
             soft = logits_loss(logits, wanted, asked.temperature).where(where, 0).sum() / count

@@ -34,17 +34,16 @@ from .replace import PROJECTIONS, make_ternary, projections
 Form = Literal["masters", "packed", "float"]
 
 
-def build(
-    spec: ModelSpec, recipe: Recipe | None = PROJECTIONS, *, embedding_std: float = 0.02
-) -> PreTrainedModel:
+def build(spec: ModelSpec, recipe: Recipe | None = PROJECTIONS, *, embedding_std: float = 0.02) -> PreTrainedModel:
     """A model of random numbers, drawn from torch's generator; without a recipe it is the float twin.
 
     Matrices that write into the residual stream begin smaller the more layers there are, so that its variance does
     not grow with depth. `embedding_std` is that of the embedding's numbers.
     """
     model = _empty(spec)
+    embedding: Any = model.get_input_embeddings()
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(embedding_std / model.config.initializer_range)
+        embedding.weight.mul_(embedding_std / model.config.initializer_range)
     for canonical, name in projections(model).items():
         if canonical.endswith((".attn.o", ".ffn.down")):
             with torch.no_grad():
@@ -53,13 +52,14 @@ def build(
     return model
 
 
-def add_dropout(model: PreTrainedModel, rate: float) -> None:
+def add_dropout(model: nn.Module, rate: float) -> None:
     """Let a part of what the embedding, attention and the feed-forward put out be dropped while the model trains.
 
     Hooks do it, so no weight gets another name, and no file knows of it.
     """
     inner = {name.rpartition(".")[0] for name in projections(model).values()}
-    for module in (model.get_input_embeddings(), *map(model.get_submodule, sorted(inner))):
+    embedding: Any = model.get_input_embeddings
+    for module in (embedding(), *map(model.get_submodule, sorted(inner))):
         module.register_forward_hook(partial(_dropped, rate))
 
 

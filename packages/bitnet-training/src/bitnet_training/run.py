@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 import bitnet_core
 from bitnet_core import FormatError, ModelSpec, Rope, UnsupportedError
@@ -92,7 +91,7 @@ def build(config: Config, words: Tokenizer) -> nn.Module:
     return model
 
 
-def _drawn(config: Config, words: Tokenizer) -> PreTrainedModel:
+def _drawn(config: Config, words: Tokenizer) -> nn.Module:
     """A model of random numbers; without a recipe, it is the float twin."""
     if config.data.window > config.model.context:
         raise ValueError(
@@ -103,7 +102,7 @@ def _drawn(config: Config, words: Tokenizer) -> PreTrainedModel:
     return models.build(shape, recipe, embedding_std=config.model.embedding_std)
 
 
-def _loaded(config: Config, words: Tokenizer) -> PreTrainedModel:
+def _loaded(config: Config, words: Tokenizer) -> nn.Module:
     """A model that has learned before."""
     asked = config.model
     form: models.Form = "packed" if config.method == "qlora" else "masters" if asked.ternary else "float"
@@ -237,9 +236,7 @@ def _loss(config: Config, model: nn.Module, world: World) -> Loss:
     if config.method != "distill":
         return cross_entropy
     asked = config.teacher
-    weighing = Weighing(
-        temperature=asked.temperature, task=asked.task, logits=asked.logits, attention=asked.attention
-    )
+    weighing = Weighing(temperature=asked.temperature, task=asked.task, logits=asked.logits, attention=asked.attention)
     teachers: list[nn.Module] = [models.load(base, "float") for base in asked.base]
     distillation = Distillation([teacher.to(world.device) for teacher in teachers], model, weighing)
     if config.compute.compile:

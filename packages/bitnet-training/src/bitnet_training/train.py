@@ -99,8 +99,7 @@ def train(
     if plan.compile:
         model.compile()
     now = keeper.restore(resumed) if resumed else keeper.begin()
-    clock, asked = _Clock(now), 0.0
-    learning = list(state.trained(task.model).values())
+    clock, asked, learning = _Clock(now), 0.0, list(state.trained(task.model).values())
     parts = _parts(task, world, now.step)
     while now.step < task.rates.steps and not asked:
         _set_rates(task, world, now.step)
@@ -121,16 +120,14 @@ def train(
         now.step, now.tokens = now.step + 1, now.tokens + int(learned)
         ends = asked or now.step == task.rates.steps
         if ends or now.step % plan.report == 0:
-            said = {"loss": now.loss, "gradient": norm, **_rates(task, now), **clock.read(now, world.device)}
-            telemetry.write(now.step, **said)
+            rates, speed = _rates(task, now), clock.read(now, world.device)
+            telemetry.write(now.step, loss=now.loss, gradient=norm, **rates, **speed)
         if ends or now.step % plan.watch == 0:  # while there are gradients to look at
             telemetry.watch_weights(now.step, keeper.watch.look(), learning=task.rates.learning_rate(now.step - 1) > 0)
         task.optimizer.zero_grad()
         if task.held_out and (ends or now.step % plan.evaluate == 0):
             now.held_out = evaluate(model, task.held_out(), world, plan.precision)
-            telemetry.write(now.step, **_judged(now.held_out, task.bytes_a_token))
-            if plan.best:
-                keeper.judge(now, now.held_out)
+            keeper.judge(now, now.held_out, keep=plan.best)
             clock.restart(now)
         if ends or now.step % plan.save == 0:
             keeper.save(now)
@@ -204,9 +201,10 @@ class _Keeper:
         self.watch.look()
         return Progress()
 
-    def judge(self, now: Progress, held_out: float) -> None:
-        """Keep the weights where they did best; the first process has them, out of the device's memory."""
-        if held_out < now.best:
+    def judge(self, now: Progress, held_out: float, *, keep: bool) -> None:
+        """Say how the model does, and keep the weights that did best: the first process, out of the device's memory."""
+        self.telemetry.write(now.step, **_judged(held_out, self.task.bytes_a_token))
+        if keep and held_out < now.best:
             now.best, found = held_out, state.weights(self.task.model)
             if self.world.is_first:
                 self.best = {name: weight.to("cpu", copy=True) for name, weight in found.items()}
