@@ -308,7 +308,7 @@ def _set_rates(task: Task, world: World, step: int) -> None:
     if task.rounding is not None and step <= task.rounding.steps:  # a model without strengths is whole
         task.rounding.apply(task.model, step)
     if task.draws is not None:  # each process drops other numbers, whoever it was that saved the checkpoint
-        torch.manual_seed(mixed(task.draws, step, world.process))
+        state.seed_draws(mixed(task.draws, step, world.process), world.device)
 
 
 def _rates(task: Task, now: Progress) -> dict[str, float]:
