@@ -80,7 +80,7 @@ def _allocate(size: int, _alignment: int, _stream: int | None) -> Tensor:
 
 
 def _span(cols: int) -> int:
-    return min(triton.next_power_of_2(cols), _SPAN)
+    return int(min(triton.next_power_of_2(cols), _SPAN))
 
 
 @torch.compiler.assume_constant_result

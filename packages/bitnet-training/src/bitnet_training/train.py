@@ -294,8 +294,10 @@ def _gradients(
     for part in parts:
         with world.gathering(model, last=part is parts[-1]), _autocast(world.device, plan.precision):
             loss = task.loss(model, part) / learned
-            # Wrappers take the mean over processes, of which each holds a part of the sum.
-            (loss * world.processes).backward()  # type: ignore[no-untyped-call]
+            # To hand one device's work to a thread of its own costs more than it saves.
+            with torch.autograd.set_multithreading_enabled(False):
+                # Wrappers take the mean over processes, of which each holds a part of the sum.
+                (loss * world.processes).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     return losses
 
