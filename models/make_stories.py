@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import bitnet_core
 from bitnet_core import BitNetError
 from bitnet_core.formats import huggingface
@@ -123,7 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     try:
         runs = plan_runs(asked)
-        for changes in runs.values():
+        for folder, changes in runs.items():
+            if not folder.name.startswith(
+                "teacher"
+            ):  # which share what is compiled; torch compiles only so many variants
+                torch.compiler.reset()
             if not run(config.load(HERE / "stories.toml", changes), resume=asked.resume).is_finished:
                 return 1
         publish(asked.out / "ternary" / "model", asked.out / "model")
