@@ -57,6 +57,13 @@ def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, steps: int, 
     return found
 
 
+def busy(run: Callable[[], object], steps: int, device: str) -> float:
+    """Seconds of a step in which the GPU computes: what remains where the processor is quick enough."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        seconds_of(run, steps, device)
+    return sum(event.self_device_time_total for event in seen.key_averages()) / steps / 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The time of a training step through ternary layers.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -100,12 +107,13 @@ def print_steps(x: torch.Tensor, layers: int, asked: argparse.Namespace) -> None
     found = in_turns(runs, asked.rounds, steps, asked.device)
     floor = min(statistics.median(seconds) for name, seconds in found.items() if name.startswith("nn.Linear"))
     print(f"\n{layers} layers, {asked.rounds} rounds of {steps} steps in a row: ms a layer, median, least and most")
-    print(f"{'':36}{'ms':>7}{'from':>8}{'to':>8}{'TFLOP/s':>9}{'over the quickest nn.Linear':>29}")
+    print(f"{'':36}{'ms':>7}{'from':>8}{'to':>8}{'TFLOP/s':>9}{'over the quickest nn.Linear':>29}{'GPU busy':>10}")
     for what, seconds in found.items():
         middle = statistics.median(seconds)
         spread = f"{min(seconds) / layers * 1e3:8.3f}{max(seconds) / layers * 1e3:8.3f}"
         rate = 6 * layers * asked.tokens * asked.width**2 / middle / 1e12
-        print(f"{what:36}{middle / layers * 1e3:7.3f}{spread}{rate:9.1f}{middle / floor - 1:29.1%}")
+        line = f"{what:36}{middle / layers * 1e3:7.3f}{spread}{rate:9.1f}{middle / floor - 1:29.1%}"
+        print(line + (f"{busy(runs[what], 10, 'cuda') / layers * 1e3:10.3f}" if asked.device == "cuda" else ""))
 
 
 @torch.no_grad()
