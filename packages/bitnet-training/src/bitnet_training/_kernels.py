@@ -61,17 +61,18 @@ def multiply(codes: Tensor, trits: Tensor, scale: Tensor, steps: Tensor, dtype: 
     else:  # what is written goes through shared memory, which has no room for more floats
         height, width, extent = 128, 256 if dtype.itemsize == 2 else 128, {"num_warps": 8, "num_stages": 3}
     programs = min(processors, triton.cdiv(rows, height) * triton.cdiv(outputs, width))
+    if not torch.compiler.is_compiling():  # which has memory of its own for the descriptions of tiles
+        triton.set_allocator(_allocate)
     constants = {"stride": processors, "height": height, "width": width, "depth": 128} | extent
     _launch(_multiply, programs, codes, trits, scale, steps, y, rows, outputs, inner, **constants)
     return y
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    if torch.compiler.is_compiling():  # which sees to the device, and to memory for the descriptions of tiles
+    if torch.compiler.is_compiling():  # which sees to the device itself
         kernel[(programs,)](*arguments, **options)
     elif programs:
         with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
-            triton.set_allocator(_allocate)
             kernel[(programs,)](*arguments, **options)
 
 
