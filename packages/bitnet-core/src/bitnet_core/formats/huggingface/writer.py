@@ -54,8 +54,8 @@ def save_beside(model: Model, folder: Path, config: Mapping[str, Any]) -> None:
         ids = {"bos_token_id": model.tokenizer.bos, "eos_token_id": sorted(model.tokenizer.eos) or None}
     if model.template is not None:
         _write_text(folder / "chat_template.jinja", model.template.source)
-    if model.sampling:
-        _write_json(folder / "generation_config.json", {"do_sample": True, **model.sampling})
+    if model.sampling:  # with the ids: where this file is, transformers looks for them in no other
+        _write_json(folder / "generation_config.json", {**ids, "do_sample": True, **model.sampling})
     _write_json(folder / "config.json", {**config, **ids})
 
 
