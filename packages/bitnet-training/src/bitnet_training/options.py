@@ -162,6 +162,8 @@ def _span(low: float, high: float) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return _written(tuple(value))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
 
 
