@@ -96,7 +96,10 @@ def test_a_change_that_is_none_is_refused(change):
         ("[model]\ncontext = 64", "data.window: expected at most the model's context of 64, got 512, the default"),
         ("[data]\nwindow = 4", "line 2, data.window: expected a number of 8 to 1048576, got 4"),
         ('[telemetry]\nwriters = ["wandb"]', "writers: expected some of tensorboard, mlflow, trackio, not wandb"),
-        ('[adapter]\ntargets = ["q_proj"]', "targets: expected some of q, k, v, o, gate, up, down, not q_proj, got ..q_proj"),
+        (
+            '[adapter]\ntargets = ["q_proj"]',
+            "targets: expected some of q, k, v, o, gate, up, down, not q_proj, got ..q_proj",
+        ),
         ("[adapter]\ntargets = []", "targets: expected some of q, k, v, o, gate, up, down, not none"),
         ("seed" * 10, "TOML"),
     ],

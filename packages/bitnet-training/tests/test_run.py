@@ -362,6 +362,26 @@ def test_questions_and_answers_without_a_template_are_joined_with_a_word(folder,
     assert "no chat template (tokenizer.template): questions and answers are joined as they stand" in caplog.text
 
 
+def test_conversations_that_are_cut_before_their_answers_are_left_out(folder, stories, caplog):
+    talks = [{"prompt": "Say ho, please. " * 9, "completion": "ho"}, {"prompt": "Say ho.", "completion": "ho"}]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks * 50))
+    few = ("data.batch=1", "data.rows=1", "schedule.steps=6", "data.window=16")
+    run(asked(folder, "method=sft", f"model.base={stories}", f"data.train={folder}/chat.jsonl", *few))
+    assert "48 documents are longer than a window of 16 tokens and are cut; 48 lose their answers" in caplog.text
+    (folder / "chat.jsonl").write_text(json.dumps(talks[0]))
+    with pytest.raises(bitnet_core.FormatError, match="windows: expected an answer in the first 16 tokens"):
+        run(
+            asked(
+                folder,
+                "method=sft",
+                f"model.base={stories}",
+                f"data.train={folder}/chat.jsonl",
+                *few,
+                f"out={folder}/long",
+            )
+        )
+
+
 WRONG = [
     (["--set", "data.train=['none.txt']"], "none.txt: file: expected a regular file, got no such file"),
     (["--set", "data.windo=3"], "data.windo: expected a key that is known, got 'data.windo'; did you mean 'window'?"),

@@ -55,10 +55,15 @@ def prepare(config: Config, tokenizer: Tokenizer, template: ChatTemplate | None)
     elif asked.held_out:
         learned, valid = learned.split(asked.held_out)
     windows = _windows(learned, asked, chat=chat)
+    if not len(windows) and chat:
+        raise FormatError("data", "windows", f"an answer in the first {asked.window} tokens of a conversation", "none")
     if not len(windows):
         raise FormatError("data", "windows", f"at least {asked.window + 1} tokens to learn", len(learned.tokens))
     if isinstance(windows, Whole) and windows.cut:
-        _log.warning("%d documents are longer than a window of %d tokens and are cut", windows.cut, asked.window)
+        said = f"; {windows.left_out} lose their answers and are left out" if windows.left_out else ""
+        _log.warning(
+            "%d documents are longer than a window of %d tokens and are cut%s", windows.cut, asked.window, said
+        )
     held_out = None if valid is None else _windows(valid, asked, chat=chat)
     if held_out is not None and not len(held_out):
         raise FormatError("data", "held out", f"at least {asked.window + 1} tokens", len(valid.tokens) if valid else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -78,14 +78,18 @@ class Whole:
     documents: _Ints  # their numbers, window after window
     ends: _Ints  # of each window in that list
     cut: int  # documents that are longer than a window
+    left_out: int  # conversations without an answer in what is left of them
 
     @classmethod
     def of(cls, corpus: Corpus, size: int, apart: bool) -> Whole:
         """Each document, from the longest to the shortest, goes where it leaves the least room."""
         lengths = np.minimum(np.diff(corpus.starts), size)
+        teaching = _teaching(corpus, lengths)
         windows: list[list[int]] = []
         room: list[tuple[int, int]] = []  # what each window has left, and the window; sorted
         for document in np.argsort(-lengths, kind="stable").tolist():
+            if not teaching[document]:
+                continue
             length = int(lengths[document])
             place = bisect_left(room, (length, -1))
             left, window = room.pop(place) if place < len(room) else (size, len(windows))
@@ -96,7 +100,8 @@ class Whole:
                 insort(room, (left - length, window))
         ends = np.cumsum([len(window) for window in windows], dtype=np.int64)
         order = np.array([document for window in windows for document in window], np.int64)
-        return cls(corpus, size, apart, order, ends, int((np.diff(corpus.starts) > size).sum()))
+        cut = int((np.diff(corpus.starts) > size).sum())
+        return cls(corpus, size, apart, order, ends, cut, int((~teaching).sum()))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -113,6 +118,14 @@ class Whole:
         if not self.apart:
             window[2] = np.arange(self.size)
         return window
+
+
+def _teaching(corpus: Corpus, lengths: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether there is something to learn in so many first tokens of each document."""
+    if corpus.learned is None:
+        return np.ones(len(lengths), np.bool_)
+    places = zip(corpus.starts.tolist(), lengths.tolist(), strict=False)
+    return np.array([corpus.learned[low + 1 : low + length].any() for low, length in places], np.bool_)
 
 
 def _laid(corpus: Corpus, low: int, high: int, *, goes_on: bool) -> _Ints:
