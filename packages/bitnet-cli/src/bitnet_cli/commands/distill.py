@@ -13,7 +13,7 @@ from ..trainings import LESSON, Lesson
 
 def distill(
     teacher: Annotated[str, Parameter(help="Whom the model learns from: a folder, or a name on the hub.")],
-    data: Annotated[tuple[str, ...], Parameter(help="Files of texts: .txt, .jsonl, .parquet.", n_tokens=1)],
+    data: Annotated[tuple[str, ...], Parameter(help="Files of texts: .txt, .jsonl, .json, .parquet.", n_tokens=1)],
     *,
     student: str | None = None,
     temperature: float = 5.0,
