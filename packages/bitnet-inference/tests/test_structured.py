@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import decimal
 import enum
 import json
@@ -677,7 +678,46 @@ def test_a_schema_may_be_of_mappings_of_any_kind_and_is_the_callers_no_more() ->
     inner = {"a": {"type": "null"}}
     form = Form.json(MappingProxyType({"properties": MappingProxyType(inner)}))
     inner.clear()
-    assert form.schema == {"properties": {"a": {"type": "null"}}}
+    assert form.schema == {"properties": {"a": {"type": "null"}}, "additionalProperties": False}
+
+
+NAMED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        NAMED,
+        {"type": "array", "items": NAMED, "minItems": 1},
+        {"$ref": "#/$defs/a", "$defs": {"a": NAMED}},
+        {"anyOf": [NAMED, {"type": "null"}]},
+        {"allOf": [NAMED]},
+    ],
+)
+def test_objects_that_name_their_keys_take_no_others(schema: dict[str, Any]) -> None:
+    asked = copy.deepcopy(schema)
+    made = Form.json(schema).schema
+    assert schema == asked
+    assert made is not None
+    for value, fits in (({"a": None}, True), ({"a": None, "b": None}, False)):
+        answer = [value] if "items" in schema else value
+        jsonschema.validate(answer, schema)
+        assert jsonschema.Draft202012Validator(made).is_valid(answer) is fits
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        NAMED | {"additionalProperties": True},
+        NAMED | {"required": ["a", "b"]},
+        NAMED | {"minProperties": 2},
+        {"allOf": [NAMED, {"properties": {"b": {"type": "null"}}}]},
+        {"$ref": "#/$defs/a", "properties": {"b": {"type": "null"}}, "$defs": {"a": NAMED}},
+        {"type": "object"},
+    ],
+)
+def test_an_object_is_left_open_where_more_keys_may_be_meant(schema: dict[str, Any]) -> None:
+    assert Form.json(schema).schema == schema
 
 
 def test_a_form_is_taken_as_it_is() -> None:

@@ -18,7 +18,7 @@ from bitnet_core.tokenizer import Tokenizer
 
 from . import schemas
 from .sampling import SamplingError
-from .schemas import Schema, check_pattern, check_schema, check_text, refusal, schema_of
+from .schemas import Schema, check_pattern, check_schema, check_text, close_objects, refusal, schema_of
 
 if TYPE_CHECKING:
     import llguidance
@@ -61,13 +61,15 @@ class Form:
 
     @classmethod
     def json(cls, schema: Schema | str) -> Form:
-        """JSON that fits a schema; parsed to what the json module makes of it."""
+        """JSON that fits a schema; parsed to what the json module makes of it. Objects have the keys that it names."""
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
             except (ValueError, RecursionError) as error:
                 raise refusal("schema", "JSON", error) from error
-        return _json_form(check_schema(schema), json.loads)
+        checked = check_schema(schema)
+        close_objects(checked)
+        return _json_form(checked, json.loads)
 
     @classmethod
     def type(cls, kind: Any) -> Form:
