@@ -315,7 +315,7 @@ def test_models_come_page_by_page(claude: anthropic.Anthropic) -> None:
     assert [model.id for model in before.data] == ["stories"]
     assert not before.has_more
     assert claude.models.list(before_id="nobody").data == []
-    with pytest.raises(anthropic.BadRequestError, match="limit: expected a whole number of 1..10000, got '0'"):
+    with pytest.raises(anthropic.BadRequestError, match=r"limit: expected a whole number of 1\.\.10000, got '0'"):
         claude.models.list(limit=0)
 
 

@@ -178,6 +178,8 @@ def test_a_completion_echoes_a_prompt_with_its_logprobs(client: openai.OpenAI, s
     assert "".join((told.tokens or [])[1:]) == reply.choices[0].text  # what begins every text is not shown
     none = client.completions.create(model="stories", prompt=tokens, max_tokens=0, echo=True, logprobs=1)
     assert none.choices[0].text == "Once upon a time"
+    assert none.usage is not None
+    assert (none.usage.prompt_tokens, none.usage.completion_tokens) == (len(tokens), 0)
     assert none.choices[0].logprobs is not None
     assert none.choices[0].logprobs.token_logprobs == pytest.approx(told.token_logprobs[:-1])
 

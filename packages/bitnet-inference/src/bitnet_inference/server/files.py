@@ -20,12 +20,11 @@ from starlette.responses import FileResponse, Response
 from bitnet_core.durable import replacing
 
 from .errors import Refusal
-from .gate import FILE_LIMIT, answer
+from .gate import FILE_LIMIT, answer, page
 from .works import works_of
 
 FILES_LIMIT = 10_000  # of all tenants
 BYTES_LIMIT = 1 << 30  # of one
-PAGE_LIMIT = 10_000  # entries of a list in one answer
 _ID = re.compile(r"file-[0-9a-f]{32}")
 
 
@@ -159,25 +158,6 @@ def files_of(request: Request) -> Files:
     """The files of a server."""
     found: Files = request.app.state.files
     return found
-
-
-def page(request: Request, found: list[dict[str, Any]], usual: int = 100) -> dict[str, Any]:
-    """A part of a list: `limit` entries, those `after` one; Anthropic's clients say `after_id` or `before_id`."""
-    query, ids = request.query_params, [one["id"] for one in found]
-    text = query.get("limit", str(usual))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= PAGE_LIMIT):
-        raise Refusal(400, f"limit: expected a whole number of 1..{PAGE_LIMIT}, got {text[:40]!r}", param="limit")
-    limit = int(text[:9])
-    after, before = query.get("after", query.get("after_id")), query.get("before_id")
-    if before is not None:
-        found = found[: ids.index(before)] if before in ids else []
-        shown = found[-limit:]
-    else:
-        if after is not None:
-            found = found[ids.index(after) + 1 :] if after in ids else []
-        shown = found[:limit]
-    ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
-    return {"object": "list", "data": shown, "has_more": len(shown) < len(found), **ends}
 
 
 def _wanted(request: Request) -> Kept:

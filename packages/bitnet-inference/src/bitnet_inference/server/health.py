@@ -10,8 +10,7 @@ from starlette.responses import Response
 
 from ..options import advice
 from .errors import Refusal
-from .files import PAGE_LIMIT, page
-from .gate import answer
+from .gate import PAGE_LIMIT, answer, page
 from .models import Models, ModelState
 from .works import works_of
 

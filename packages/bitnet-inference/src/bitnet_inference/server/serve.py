@@ -64,7 +64,8 @@ class Server(uvicorn.Server):
             raise
         if self.started:
             self._open_door()
-            urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses(self)]
+            scheme = "https" if self.config.is_ssl else "http"
+            urls = [f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses(self)]
             told = {"version": __version__, "pid": os.getpid(), "models": self._app.state.models.names, "urls": urls}
             log.info("started", extra={"fields": told})
 
@@ -79,17 +80,21 @@ class Server(uvicorn.Server):
                 self.config, self.server_state, self.lifespan.state, turnstile=self._turnstile, first=first
             )
 
-        self._door = Door(
-            self._turnstile,
-            enter,
-            lambda: len(self.server_state.connections),
-            limit=self._limit,
-            told=self._app.state.metrics.refused,
-        )
+        self._door = Door(self._turnstile, enter, lambda: len(self.server_state.connections), limit=self._limit)
         listening = [one for server in self.servers for one in server.sockets]
         for one in listening:
             loop.remove_reader(one.fileno())
         self._door.open([one.dup() for one in listening])
+
+    async def on_tick(self, counter: int) -> bool:
+        """Once a second, who was turned away is counted."""
+        if counter % 10 == 0:
+            self._count()
+        return await super().on_tick(counter)
+
+    def _count(self) -> None:
+        if turned := self._turnstile.turned():
+            self._app.state.metrics.refused(turned)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, while Python looks for cycles more seldom: a look at all objects holds every stream up."""
@@ -113,6 +118,7 @@ class Server(uvicorn.Server):
         for listening in sockets or []:
             listening.close()
         await self._drain()
+        self._count()
         await super().shutdown(sockets)
         log.info("stopped")
 
