@@ -25,6 +25,7 @@ from .audit import Audit
 from .connection import Connection
 from .door import Door, most_connections, raise_files
 from .gate import Endpoint, is_local
+from .keys import Keys
 from .logs import written
 from .metrics import Metrics
 from .models import Models
@@ -196,6 +197,8 @@ def serve(  # noqa: PLR0913  # each is a setting of its own, given by name
             tenants = stack.enter_context(
                 Tenants(store, shared_key=api_key, verifier=verifier, charged=metrics.charged)
             )
+            if store is not None and api_key is None and verifier is None and not Keys(store).list():
+                log.warning("nobody has a key yet, and nothing is answered without one: bitnet keys create NAME")
         kept = None if audit is None else stack.enter_context(Audit(audit))
         app = make_app(found, tenants=tenants, metrics=metrics, audit=kept, endpoints=endpoints, **settings)
         make_server(app, host, port, limit=limit, log_config=None).run()
