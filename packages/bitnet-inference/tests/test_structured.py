@@ -318,18 +318,32 @@ def test_json_is_any_object(stories: Tokenizer, vocabulary: Vocabulary) -> None:
         assert isinstance(form.parse(draw(stories, vocabulary.constraint(form), seed)), dict)
 
 
-def test_spaces_between_json_come_to_an_end(stories: Tokenizer, vocabulary: Vocabulary) -> None:
-    matcher = vocabulary.constraint(Form.json({"type": "object", "properties": {"a": {}}, "required": ["a"]}))
-    spaces = [token for token, text in enumerate(stories.vocabulary_bytes()) if text and not text.strip(b" \n\t\r")]
-    brace = next(token for token, text in enumerate(stories.vocabulary_bytes()) if text == b"{")
-    matcher.accept(brace)
-    for _ in range(40):
-        bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")
-        allowed = [token for token in spaces if bits[token]]
-        if not allowed:
-            return
-        matcher.accept(allowed[-1])
-    pytest.fail("spaces without end")
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('{"a":null,"b":[1,2]}', True),
+        ('{"a": null, "b": [1, 2]}', True),
+        ('{ "a"', False),
+        ('{"a" :', False),
+        ('{"a":  ', False),
+        ('{"a": null,\n', False),
+        ('{"a": null }', False),
+    ],
+)
+def test_json_is_one_line_with_a_space_at_most_behind_commas_and_colons(
+    text: str, fits: bool, stories: Tokenizer, vocabulary: Vocabulary
+) -> None:
+    numbers = {"type": "array", "items": {"type": "integer"}}
+    matcher = vocabulary.constraint(Form.json({"properties": {"a": {"type": "null"}, "b": numbers}, "type": "object"}))
+    tokens = stories.encode(text, bos=False, eos=False)
+    if fits:
+        for token in tokens:
+            matcher.accept(token)
+        assert matcher.whole
+        return
+    with pytest.raises(SamplingError):
+        for token in tokens:
+            matcher.accept(token)
 
 
 def test_masks_cover_models_with_more_rows_than_tokens(stories: Tokenizer, vocabulary: Vocabulary) -> None:

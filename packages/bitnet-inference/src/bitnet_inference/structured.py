@@ -28,8 +28,8 @@ CHOICES_LIMIT = 1000
 COMPILE_LIMIT = 0.5  # seconds of work, after which a grammar is refused
 _WORD = 32  # bytes of the longest token that is looked for where text is split by hand
 _NOTHING = "NoExtensionBias"  # llguidance's word for a grammar that no text fits
-# One space, or a new line and its indentation: models that may write more spaces write nothing else.
-_JSON_OPTIONS = {"whitespace_pattern": r"( |\n {0,16})?"}
+# One line, as most JSON in calls is: a model that may indent writes spaces for half of its tokens, a small one no end.
+_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
 @dataclass(frozen=True, slots=True)
