@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import stat
 import sys
@@ -133,6 +134,17 @@ def read_text(source: str | None, what: str) -> str:
         return read_bytes(source, what).decode("utf-8")
     except UnicodeDecodeError as error:
         raise Refused(f"{source or 'stdin'}: expected UTF-8, got other bytes (byte {error.start})") from error
+
+
+def read_object(line: str, where: str, expected: str = "an object") -> dict[str, Any]:
+    """The JSON object that a line is."""
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise Refused(f"{where}: expected JSON, got {error}") from error
+    if not isinstance(value, dict):
+        raise Refused(f"{where}: expected {expected}, got {type(value).__name__}")
+    return value
 
 
 def read_bytes(source: str | None, what: str) -> bytes:
