@@ -59,7 +59,7 @@ def test_a_pipe_that_says_nothing_is_told_of() -> None:
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, **pipes) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == b"waiting for a prompt from stdin, to its end\n"
+        assert process.stderr.readline() == b"waiting for a prompt from stdin; </dev/null is none\n"
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out.startswith(b"Once upon a time")

@@ -164,7 +164,7 @@ def read_bytes(source: str | None, what: str) -> bytes:
 
 def _read_stdin(what: str) -> bytes:
     """All of stdin; whoever does not know that it is read is told."""
-    told = threading.Timer(_PATIENCE_S, sys.stderr.write, [f"waiting for {what} from stdin, to its end\n"])
+    told = threading.Timer(_PATIENCE_S, sys.stderr.write, [f"waiting for {what} from stdin; </dev/null is none\n"])
     if sys.stdin.isatty():
         sys.stderr.write(f"reading {what} from the terminal; end it with Ctrl-D\n")
     else:
