@@ -65,6 +65,15 @@ def test_a_pipe_that_says_nothing_is_told_of() -> None:
     assert out.startswith(b"Once upon a time")
 
 
+def test_a_command_of_the_shell_is_read_like_a_file(stories: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"Once upon a time")
+    os.close(writer)
+    done = run("tokenize", stories, "--file", f"/dev/fd/{reader}", "--count", pass_fds=[reader])
+    os.close(reader)
+    assert (done.returncode, done.stdout) == (0, b"5\n"), done.stderr
+
+
 def test_a_full_disk_behind_stdout_is_said(stories: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("/dev/full is Linux's")

@@ -63,6 +63,19 @@ def test_the_end_of_the_last_line_is_no_part_of_a_prompt(bitnet: Bitnet, monkeyp
         assert bitnet("run", *words, "-n", "2", "--json").json["prompt"] == "Once upon a time"
 
 
+def test_words_without_quotes_are_refused_with_what_was_meant(bitnet: Bitnet) -> None:
+    said = bitnet("run", "stories", "Once", "upon", "a", "time")
+    assert said.code == 2
+    assert "nothing takes 'upon a time'; a text of several words stands in quotes" in said.err
+
+
+def test_help_is_a_word_too(bitnet: Bitnet) -> None:
+    assert "tokenize" in bitnet("help").out
+    assert bitnet("help").out == bitnet("--help").out
+    assert bitnet("help", "bench").out == bitnet("bench", "--help").out
+    assert bitnet("help", "run").out == bitnet("run", "--help").out
+
+
 def test_a_word_that_names_no_model_is_refused_with_what_was_meant(bitnet: Bitnet) -> None:
     said = bitnet("run", "Hello")
     assert said.code == 2

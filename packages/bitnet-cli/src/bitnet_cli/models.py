@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _TEXT_LIMIT = 1 << 28  # bytes of a text that is read as a whole
 _PATIENCE_S = 2.0  # until somebody who did not mean to pipe anything in is told what is waited for
 
+_HANDED = ("/dev/fd", "/proc/self/fd")  # where a shell has the pipes of <(command)
+
 BUILT_IN = "stories"  # the small model that comes with bitnet-inference
 STDIN = "<stdin>"  # what a lone "-" on the command line becomes
 
@@ -153,7 +155,8 @@ def read_bytes(source: str | None, what: str) -> bytes:
         data = _read_stdin(what)
     else:
         path = Path(str(source)).expanduser()
-        if not stat.S_ISREG(path.stat().st_mode):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and os.fspath(path.parent) in _HANDED):
             raise Refused(f"{path}: expected a file with {what}, got a folder, a pipe or a device")
         with path.open("rb") as stream:
             data = stream.read(_TEXT_LIMIT + 1)
