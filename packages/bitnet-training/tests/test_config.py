@@ -49,6 +49,15 @@ def test_a_change_is_the_later_word_and_needs_no_quotes():
     assert found.data.train == ("c.txt",)
 
 
+def test_one_teacher_needs_no_list_and_several_are_one():
+    one = parsed('method = "distill"\n[teacher]\nbase = "a"')
+    several = parsed('method = "distill"', 'teacher.base=["a", "b"]')
+    assert (one.teacher.base, several.teacher.base) == (("a",), ("a", "b"))
+    for none in ("[]", "['']", "['a', '']"):
+        with pytest.raises(FormatError, match="method: expected a teacher's base to distill from"):
+            parsed('method = "distill"', f"teacher.base={none}")
+
+
 @pytest.mark.parametrize("change", ["optimizer", "=3", "a..b=1", "seed.x=1"])
 def test_a_change_that_is_none_is_refused(change):
     with pytest.raises(ValueError, match=r"change|value"):

@@ -48,7 +48,7 @@ def test_every_document_has_its_beginning_and_its_end(tmp_path, words):
         assert made.tokens[low] == made.tokens[high - 1] == 0
         assert words.decode(made.tokens[low:high].astype(np.int64)) == text
     assert made.tokens.dtype == np.uint16
-    assert isinstance(made.tokens, np.memmap)
+    assert isinstance(made.tokens.base, np.memmap)
 
 
 def test_a_text_in_pieces_is_one_document(tmp_path, words):

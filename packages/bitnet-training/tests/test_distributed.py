@@ -31,11 +31,12 @@ from bitnet_training.train import Plan, train
 
 def one(world, parallel, checkpoints=None, resumed=None, stop=lambda: False):
     memory, task = tiny.Memory(), tiny.task(batch=8, rows=2, steps=6, world=world, sharded=parallel == "shard")
-    plan = Plan(report=1, watch=2, evaluate=2, save=3)
-    train(task, plan, world, Telemetry([memory]), checkpoints, resumed=resumed, stop=stop)
+    plan = Plan(report=1, watch=2, evaluate=2, save=3, best=True)
+    outcome = train(task, plan, world, Telemetry([memory]), checkpoints, resumed=resumed, stop=stop)
     # Processes that differ would tell it here.
     norms = torch.stack([weight.float().norm() for weight in state.weights(task.model).values()])
-    return {"events": memory.events, "norms": norms.tolist()}
+    best = outcome.best and [weight.norm().item() for weight in outcome.best.values()]
+    return {"events": memory.events, "norms": norms.tolist(), "best": best}
 
 torch.set_num_threads(1)
 with joined("cpu") as world:
@@ -76,13 +77,17 @@ def test_two_processes_lose_what_one_loses(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1))
     alone = Memory()
-    plan = Plan(report=1, watch=2, evaluate=2, save=3)
-    train(tiny.task(batch=8, rows=2, steps=6), plan, CPU, Telemetry([alone]))
+    plan = Plan(report=1, watch=2, evaluate=2, save=3, best=True)
+    outcome = train(tiny.task(batch=8, rows=2, steps=6), plan, CPU, Telemetry([alone]))
+    assert outcome.best is not None
+    best = [weight.norm().item() for weight in outcome.best.values()]
     assert first["processes"] == 2
     for parallel in ("replicate", "shard"):
         assert losses(first[parallel]) == pytest.approx(losses(alone), rel=1e-5, abs=1e-5)
         assert losses(first[parallel]) == losses(second[parallel])
         assert first[parallel]["norms"] == second[parallel]["norms"]
+        assert first[parallel]["best"] == pytest.approx(best, rel=1e-4)  # whole, with the first process alone
+        assert second[parallel]["best"] is None
     # One process asked for the end, and both ended there; what goes on from shards is what never stopped.
     assert first["stopped"] == 3
     assert losses(first["again"])[-3:] == losses(first["shard"])[-3:]

@@ -95,8 +95,8 @@ def test_results_are_those_of_the_reference_but_for_one_rounding(
 
 def test_the_largest_sums_are_exact() -> None:
     codes = torch.full((32, 6912), 127, dtype=torch.int8)
-    sums = linear.multiply(codes, torch.ones((8, 6912), dtype=torch.int8), torch.float32)
-    assert (sums == 127 * 6912).all()
+    found = linear.sums(codes, torch.ones((8, 6912), dtype=torch.int8), torch.float32)
+    assert (found == 127 * 6912).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -243,20 +243,50 @@ class TestCompilation:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU: torch sees no CUDA device")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # what float32 could do with fewer bits
 class TestCuda:
     @pytest.mark.parametrize("kind", KINDS, ids=str)
-    def test_codes_and_scales_are_those_of_core_to_the_bit(self, kind: torch.dtype) -> None:
-        values = numbers(777, 2048).to(kind)
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (17, 250), (777, 2048), (64, 10_000)])
+    def test_codes_and_scales_are_those_of_core_to_the_bit(self, shape: tuple[int, int], kind: torch.dtype) -> None:
+        values = numbers(*shape).to(kind)
         for mine, core in ((quantize_weight, arithmetic.absmean), (quantize_activations, arithmetic.absmax)):
             expected_codes, expected_scale = core(values.float().numpy())
-            for way in (mine, linear.fused(mine, values.cuda())):
+            for way in (mine, torch.compile(mine)):
                 codes, scale = way(values.cuda())
                 np.testing.assert_array_equal(codes.cpu(), expected_codes)
                 np.testing.assert_array_equal(scale.cpu(), expected_scale)
 
+    @pytest.mark.parametrize("case", cases("activation_cases"))
+    def test_golden_activations_have_their_codes_and_scales(self, case: dict[str, Any]) -> None:
+        codes, steps = quantize_activations(torch.tensor(case["x"]).cuda())
+        np.testing.assert_array_equal(codes.cpu(), case.get("q", case.get("q_fp32")))
+        scales = np.array(case.get("scale", case.get("scale_fp32")), np.float32)
+        np.testing.assert_array_equal(steps.ravel().cpu(), scales)
+
+    @pytest.mark.parametrize("rows", [1, 8, 65, 300, 5000])
+    @pytest.mark.parametrize("shape", [(2048, 1024), (250, 33), (6912, 2560)])
+    def test_products_are_those_of_the_processor_to_the_bit(self, rows: int, shape: tuple[int, int]) -> None:
+        (inputs, outputs), chosen = shape, torch.Generator().manual_seed(rows)
+        codes = torch.randint(-127, 128, (rows, inputs), generator=chosen, dtype=torch.int8)
+        trits = torch.randint(-1, 2, (outputs, inputs), generator=chosen, dtype=torch.int8)
+        steps, scale = torch.rand(rows, 1, generator=chosen) + 0.5, torch.tensor(0.37)
+        there = (tensor.cuda() for tensor in (codes, trits, scale, steps))
+        expected = (codes.double() @ trits.double().T).float() * (scale / steps)
+        assert torch.equal(linear.multiply(*there, torch.float32).cpu(), expected)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_what_is_not_finite_does_not_become_so(self, bad: float) -> None:
+        made, x = layer().cuda(), numbers(4, 64).cuda()
+        x[2, 5] = bad
+        finite = made(x).isfinite()
+        assert not finite[2].any()
+        assert finite[[0, 1, 3]].all()
+        with torch.no_grad():
+            made.weight[3, 3] = bad
+        assert not made(numbers(4, 64).cuda()).isfinite().any()
+
     @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-    @pytest.mark.parametrize("tokens", [8, 300])  # too few for integer products, and enough
-    @pytest.mark.parametrize("compiled", [False, True])
+    @pytest.mark.parametrize(("tokens", "compiled"), [(0, False), (8, False), (300, False), (8, True), (300, True)])
     def test_a_layer_gives_what_it_gives_on_the_processor(self, tokens: int, compiled: bool) -> None:
         made, x = layer(2048, 1024), numbers(tokens, 2048)
         there = layer(2048, 1024).cuda()
@@ -267,8 +297,17 @@ class TestCuda:
         (gradient,) = torch.autograd.grad(expected.square().sum(), made.weight)
         np.testing.assert_allclose(found.cpu(), gradient, atol=1e-4 * float(gradient.abs().max()))
 
-    def test_half_precision_differs_by_roundings_of_the_result_alone(self) -> None:
+    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_half_precision_differs_by_roundings_of_the_result_alone(self, compiled: bool) -> None:
         there, x = layer(2048, 1024).cuda(), numbers(300, 2048).bfloat16().cuda()
+        run = torch.compile(there, fullgraph=True) if compiled else there
         with torch.autocast("cuda", torch.bfloat16):
-            y = there(x)
-        np.testing.assert_allclose(y.float().detach().cpu(), there(x.float()).detach().cpu(), rtol=2**-7, atol=1e-6)
+            y = run(x)
+        exact = there(x.float())
+        np.testing.assert_allclose(y.float().detach().cpu(), exact.detach().cpu(), rtol=2**-7, atol=1e-6)
+        back = numbers(300, 1024).cuda()
+        (found,) = torch.autograd.grad(y, there.weight, back.bfloat16())
+        (gradient,) = torch.autograd.grad(exact, there.weight, back)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.cpu(), gradient.cpu(), atol=0.01 * float(gradient.abs().max()))

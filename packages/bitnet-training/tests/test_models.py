@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import bitnet_core
 from bitnet_core import Model, TernaryTensor, UnsupportedError, Weights, reference
@@ -14,7 +15,7 @@ from bitnet_core.formats import huggingface
 from bitnet_core.testing import CASES, Case, random_model, run, some_tokens, tiny_spec
 from bitnet_quant import Recipe, Rule
 from bitnet_training.linear import BitLinear
-from bitnet_training.models import build, from_core, load, masters_of, spec_of, to_core, with_norms
+from bitnet_training.models import add_dropout, build, from_core, load, masters_of, spec_of, to_core, with_norms
 from bitnet_training.packed import PackedLinear
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -121,6 +122,47 @@ def test_the_stream_begins_no_wider_with_more_layers() -> None:
     assert stds[0] / stds[1] == pytest.approx(2, rel=0.05)
 
 
+def test_the_embedding_begins_as_wide_as_is_asked() -> None:
+    torch.manual_seed(0)
+    assert build(LLAMA, embedding_std=0.05).get_input_embeddings().weight.std().item() == pytest.approx(0.05, rel=0.05)
+
+
+@pytest.mark.parametrize("family", ["bitnet", "llama"])
+def test_what_writes_into_the_stream_is_dropped_in_training_alone(family: str) -> None:
+    torch.manual_seed(0)
+    plain = build(tiny_spec() if family == "bitnet" else LLAMA)
+    tokens = torch.randint(0, 96, (2, 16))
+    expected = plain.eval()(input_ids=tokens).logits
+    before = set(plain.state_dict())
+    add_dropout(plain, 0.25)
+    assert set(plain.state_dict()) == before
+    assert torch.equal(plain(input_ids=tokens).logits, expected)
+    dropped = {}
+    for name in ("model.embed_tokens", "model.layers.1.self_attn", "model.layers.1.mlp"):
+        module = plain.get_submodule(name)
+        module.register_forward_hook(lambda _, __, out, name=name: dropped.__setitem__(name, out))
+    plain.train()(input_ids=tokens)
+    for name, out in dropped.items():
+        zeros = (out[0] if isinstance(out, tuple) else out).eq(0).float().mean().item()
+        assert zeros == pytest.approx(0.25, abs=0.05), name
+    assert len(dropped) == 3
+
+
+def test_layers_computed_again_drop_the_same() -> None:
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = build(tiny_spec()).train()
+        add_dropout(model, 0.25)
+        if again:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(1)
+        tokens = torch.randint(0, 96, (2, 16))
+        model(input_ids=tokens, use_cache=False).logits.square().mean().backward()
+        found.append(model.get_parameter("model.layers.0.mlp.up_proj.weight").grad)
+    assert torch.equal(found[0], found[1])
+
+
 def test_a_ternary_model_learns_by_heart() -> None:
     torch.manual_seed(0)
     model = build(tiny_spec(hidden_size=64, ffn_size=128, head_size=16))
@@ -150,6 +192,23 @@ def test_a_whole_model_is_one_graph_for_the_compiler() -> None:
         for each in (compiled, model)
     )
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_model_that_drops_numbers_is_compiled_once_and_drops_others_each_time() -> None:
+    torch.manual_seed(0)
+    model = build(tiny_spec(layers=1)).train()
+    add_dropout(model, 0.25)
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    found = []
+    for ends in (5, 9, 12):
+        positions = torch.cat((torch.arange(ends), torch.arange(16 - ends))).expand(2, -1)
+        inputs = {"input_ids": torch.ones(2, 16, dtype=torch.int64), "position_ids": positions, "use_cache": False}
+        found.append([compiled(**inputs).logits for _ in range(2)])
+    assert counter.frame_count == 1
+    assert not any(torch.equal(*pair) for pair in found)
 
 
 class TestLoading:

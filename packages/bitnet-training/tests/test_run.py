@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,76 @@ def test_a_finished_model_is_written_in_every_form_that_is_asked_for(folder):
         assert (gguf.weights[name].codes() == codes).all()
     again = ("method=continue", f"model.base={folder}/run/masters", f"out={folder}/more", "schedule.steps=1")
     assert run(asked(folder, *again)).is_finished
+
+
+RISING = ("schedule.kind=constant", "schedule.warmup=1", "optimizer.learning_rate=1", "schedule.steps=12")
+
+
+def test_the_model_that_did_best_on_what_is_held_out_is_the_one_at_the_end(folder):
+    best = ("checkpoints.best=true", *RISING)
+    run(asked(folder, *best))
+    looks = {event["step"]: event["held_out"] for event in read_lines(folder / "run/log.jsonl") if "held_out" in event}
+    kept = min(looks, key=lambda step: looks[step])
+    assert kept < 12
+    card = (folder / "run" / "model" / "README.md").read_text()
+    assert f"| weights of step, which did best on what was held out | {kept} |" in card
+    assert f"| nats a token, held out | {looks[kept]:.4g} |" in card
+    assert "| steps | 12 |" in card
+    saved = Checkpoints(folder / "run" / "checkpoints").newest()
+    assert saved is not None
+    weight = models.load(folder / "run" / "model", "float").get_parameter("model.embed_tokens.weight")
+    assert torch.equal(weight, saved.tensors["best"]["model.embed_tokens.weight"])
+    assert not torch.equal(weight, saved.tensors["model"]["model.embed_tokens.weight"])
+    # A run that ended before its model was written writes the same.
+    written = (folder / "run" / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(folder / "run" / "model")
+    run(asked(folder, *best), resume=True)
+    assert (folder / "run" / "model" / "model.safetensors").read_bytes() == written
+
+
+def test_there_is_no_best_without_anything_held_out(folder):
+    with pytest.raises(ValueError, match=r"checkpoints.best: something held out to choose by"):
+        run(asked(folder, "checkpoints.best=true", "data.held_out=0"))
+
+
+def test_a_run_that_drops_numbers_ends_the_same_after_a_stop(folder):
+    drops = ("model.dropout=0.2", "compute.recompute=always")
+    run(asked(folder, *drops))
+    run(asked(folder, "model.dropout=0", f"out={folder}/plain"))
+    for last in (folder / "run" / "checkpoints").glob("step-*6"):
+        (last / "model.safetensors").write_bytes(b"")
+    written = (folder / "run" / "model" / "model.safetensors").read_bytes()
+    run(asked(folder, *drops), resume=True)
+    assert (folder / "run" / "model" / "model.safetensors").read_bytes() == written
+    assert (folder / "plain" / "model" / "model.safetensors").read_bytes() != written
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does it
+def test_several_teachers_teach_a_model_that_the_compiler_has(folder, compiled):
+    for seed in (1, 2):
+        run(asked(folder, "model.ternary=false", f"seed={seed}", f"out={folder}/{seed}", *RISING))
+    teachers = [f"{folder}/{seed}/model" for seed in (1, 2)]
+    taught = ("method=distill", f"teacher.base={json.dumps(teachers)}", "teacher.task=0", "teacher.temperature=1")
+    usual = (*taught, f"tokenizer.path={folder}/1/tokenizer", "model.dropout=0.1", "data.rows=4", "schedule.steps=8")
+    outcome = run(asked(folder, *usual, "compute.compile=true"))
+    assert outcome.is_finished
+    # The student in training and at looks, and the teachers, which are alike.
+    assert sum(compiled.values()) == 3, compiled
+    assert run(asked(folder, *usual, f"out={folder}/plain")).loss == pytest.approx(outcome.loss, rel=1e-4)
+
+
+@pytest.fixture
+def compiled(compiler, monkeypatch):
+    """How often each graph was compiled, by a compiler that makes no code."""
+    counts = Counter[str]()
+
+    def count(graph, _):
+        counts[str(len(counts))] += 1
+        return graph.forward
+
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend=count))
+    return counts
 
 
 def test_one_switch_makes_the_float_twin(folder):

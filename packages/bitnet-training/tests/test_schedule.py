@@ -17,6 +17,11 @@ class TestRates:
         assert rates.learning_rate(1000) == 0
         assert [rates.decay(step) for step in (0, 499, 500, 999)] == [0.1, 0.1, 0.0, 0.0]
 
+    def test_two_stages_without_a_jump_are_one_line_of_which_the_second_half_does_not_decay(self) -> None:
+        rates, line = Rates(steps=100, peak=2.0, second=1.0), Rates(steps=100, peak=2.0, kind="linear")
+        assert [rates.learning_rate(step) for step in range(101)] == [line.learning_rate(step) for step in range(101)]
+        assert [rates.decay(step) for step in (0, 49, 50, 99)] == [0.1, 0.1, 0.0, 0.0]
+
     def test_the_rate_rises_first(self) -> None:
         rates = Rates(steps=100, peak=1.0, kind="constant", warmup=0.1)
         assert [rates.learning_rate(step) for step in (0, 4, 9, 10, 99)] == pytest.approx([0.1, 0.5, 1, 1, 1])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from tiny_task import CPU, Memory
 
 from bitnet_training import state
 from bitnet_training.checkpoint import Checkpoints
+from bitnet_training.distributed import World
 from bitnet_training.errors import TrainingStopped
 from bitnet_training.loss import cross_entropy
+from bitnet_training.models import add_dropout
 from bitnet_training.schedule import Rates, Rounding
 from bitnet_training.telemetry import Telemetry
 from bitnet_training.train import Plan, Task, evaluate, train
@@ -120,6 +123,81 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path, stopped):
     both = [(tmp_path / name / "step-000000000012").glob("*.safetensors") for name in ("whole", "parts")]
     for one, other in zip(*map(sorted, both), strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def dropping(world: World = CPU, seed: int = 5, **changes: Any) -> Task:
+    """A task whose model drops numbers."""
+    made = tiny.task(draws=seed, world=world, **changes)
+    add_dropout(made.model, 0.2)
+    return made
+
+
+def test_a_run_that_drops_numbers_goes_on_as_if_it_had_never_stopped(tmp_path):
+    whole, first, second = dropping(), dropping(), dropping()
+    train(whole, PLAN, CPU, Telemetry([]))
+    with Checkpoints(tmp_path) as checkpoints:
+        train(first, PLAN, CPU, Telemetry([]), checkpoints, stop=after(5))
+        torch.rand(7)
+        train(second, PLAN, CPU, Telemetry([]), checkpoints, resumed=checkpoints.newest())
+    assert weights(second) == weights(whole)
+
+
+def test_what_is_dropped_differs_from_step_to_step_by_seed_and_by_process():
+    def drawn(process: int, seed: int) -> list[float]:
+        def loss(model, batch):
+            found.append(torch.rand(()).item())
+            return cross_entropy(model, batch)
+
+        found: list[float] = []
+        train(dropping(seed=seed, loss=loss, steps=3), PLAN, Alone(torch.device("cpu"), process), Telemetry([]))
+        return found
+
+    class Alone(World):
+        """One process of several, whose sums are its own."""
+
+    first, again = drawn(0, 5), drawn(0, 5)
+    assert first == again
+    assert len({*first, *drawn(1, 5), *drawn(0, 6)}) == 9
+
+
+def test_the_weights_are_kept_that_did_best_on_what_is_held_out(tmp_path):
+    # The rate rises until the run gets worse again.
+    changes: dict[str, Any] = {"rates": Rates(steps=12, peak=1.0, kind="constant", warmup=1)}
+    plan, memory = Plan(evaluate=3, save=4, best=True), Memory()
+    with Checkpoints(tmp_path / "whole") as checkpoints:
+        outcome = train(tiny.task(**changes), plan, CPU, Telemetry([memory]), checkpoints)
+    looks = memory.of("held_out")
+    assert min(looks) == looks[2] < looks[3] == outcome.held_out
+    assert outcome.best is not None
+    assert loss_of(outcome.best) == looks[2]
+    for stopped in (3, 9, 10):  # before, at and after the look that was best
+        with Checkpoints(tmp_path / str(stopped)) as checkpoints:
+            train(tiny.task(**changes), plan, CPU, Telemetry([]), checkpoints, stop=after(stopped))
+            again = train(tiny.task(**changes), plan, CPU, Telemetry([]), checkpoints, resumed=checkpoints.newest())
+        assert again.best is not None
+        assert all(torch.equal(again.best[name], weight) for name, weight in outcome.best.items())
+
+
+def loss_of(kept: Mapping[str, torch.Tensor]) -> float:
+    """What these weights lose on what is held out."""
+    task = tiny.task()
+    state.load_weights(task.model, kept)
+    assert task.held_out is not None
+    return evaluate(task.model, task.held_out(), CPU)
+
+
+def test_the_batches_of_a_step_are_made_before_the_step_before_has_ended():
+    def batches(step: int):
+        order.append(f"batch {step}")
+        return made(step)
+
+    order: list[str] = []
+    made = tiny.task().batches
+    task = tiny.task(steps=3, batches=batches)
+    real = task.optimizer.step
+    task.optimizer.step = lambda *_: (order.append("update"), real())
+    train(task, PLAN, CPU, Telemetry([]))
+    assert order == ["batch 0", "batch 1", "update", "batch 2", "update", "update"]
 
 
 def after(steps: int) -> Callable[[], bool]:

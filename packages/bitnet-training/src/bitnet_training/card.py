@@ -20,7 +20,7 @@ def write(config: Config, events: Sequence[Mapping[str, Any]], folder: Path) -> 
         **({} if config.model.base else {"sizes": _sizes(config)}),
         "learned from": ", ".join(Path(name).name for name in config.data.train),
         "held out": ", ".join(Path(name).name for name in config.data.valid) or f"{config.data.held_out:.0%} of these",
-        **_results(events),
+        **_results(events, best=config.checkpoints.best),
         "files": f"{sum(sizes.values()):,} bytes: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
     }
     table = "\n".join(f"| {name} | {said} |" for name, said in rows.items())
@@ -39,15 +39,20 @@ def _sizes(config: Config) -> str:
     )
 
 
-def _results(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The last word of the log on each figure."""
+def _results(events: Sequence[Mapping[str, Any]], *, best: bool) -> dict[str, str]:
+    """The last word of the log on each figure; where the best weights were kept, theirs on what was held out."""
     last: dict[str, Any] = {}
     for event in events:
         last |= event
+    looks = [event for event in events if event.get("held_out") is not None]
+    if best and looks:
+        kept = min(looks, key=lambda event: event["held_out"])
+        last |= {**kept, "step": last["step"], "kept": kept["step"]}
     names = {
         "step": "steps",
         "tokens": "tokens learned",
         "loss": "nats a token, in training",
+        "kept": "weights of step, which did best on what was held out",
         "held_out": "nats a token, held out",
         "bits_per_byte": "bits a byte, held out",
     }

@@ -32,6 +32,13 @@ class ModelConfig:
     tied: bool = option(True, "the head is the embedding")
     norms: Literal["none", "block", "projection"] = option("none", "sub-norms that are put into a base without any")
     rounding: float = option(0.0, "share of the steps in which rounding comes in", at_least=0, at_most=1)
+    dropout: float = option(
+        0.0,
+        "part of what embedding, attention and feed-forward put out that is dropped in training",
+        at_least=0,
+        at_most=0.9,
+    )
+    embedding_std: float = option(0.02, "of the random numbers that the embedding begins with", at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.heads or self.hidden_size // self.heads % 2:
@@ -102,6 +109,12 @@ class ScheduleConfig:
     kind: Literal["two-stage", "cosine", "linear", "constant"] = option("two-stage", "the course of the learning rate")
     warmup: float = option(0.02, "share of the steps in which the rate rises", at_least=0, at_most=1)
     final: float = option(0.0, "where the rate ends, as a share of the peak", at_least=0, at_most=1)
+    second: float = option(
+        2 / 3,
+        "of two-stage: the line of the second half, in which nothing decays, over the first's",
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +137,7 @@ class CheckpointConfig:
 
     every: int = option(200, "steps between checkpoints", at_least=1)
     keep: int = option(2, "checkpoints kept, the newest", at_least=1, at_most=1000)
+    best: bool = option(False, "the model at the end is that of the look at which the held-out loss was least")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +166,9 @@ class AdapterConfig:
 class TeacherConfig:
     """Whom the model learns from (distill)."""
 
-    base: str = option("", "the teacher's folder, or its name on the hub")
+    base: tuple[str, ...] = option((), "the teacher's folder or name on the hub; of several, the mean is learned")
     temperature: float = option(5.0, "both distributions are softened by it", at_least=0.01, at_most=100)
+    task: float = option(1.0, "weight of the tokens that really follow; 0: the teacher alone is learned", at_least=0)
     logits: float = option(10.0, "weight of the teacher's expectations", at_least=0)
     attention: float = option(0.0, "weight of the relations inside attention", at_least=0)
 
@@ -184,7 +199,7 @@ class Config:
             raise ValueError(f"method: pretrain or distill where there is no base to {self.method} from")
         if unknown := sorted(set(self.export) - set(FORMS)):
             raise ValueError(f"export: some of {', '.join(FORMS)}, not {unknown[0]}")
-        if self.method == "distill" and not self.teacher.base:
+        if self.method == "distill" and not all(self.teacher.base or [""]):
             raise ValueError("method: a teacher's base to distill from")
 
 

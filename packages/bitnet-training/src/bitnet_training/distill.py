@@ -1,13 +1,14 @@
-"""Learning from a float teacher: what it expects of the next token, and how its attention relates positions.
+"""Learning from float teachers: what they expect of the next token, and how one's attention relates positions.
 
 After BitNet Distillation: cross entropy, plus the divergence from the teacher's softened expectations, plus, in one
-layer, the divergence of the relations softmax(A A' / sqrt(d)) of queries, keys and values, as MiniLM has them.
+layer, the divergence of the relations softmax(A A' / sqrt(d)) of queries, keys and values, as MiniLM has them. Of
+several teachers it is the mean of their expectations that is learned.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ class Weighing:
     """What counts how much; the defaults are those published for classification."""
 
     temperature: float = 5.0  # divides the logits of both
+    task: float = 1.0  # the tokens that really follow
     logits: float = 10.0
     attention: float = 1e5
     layer: int = -1  # of the student, from the end where negative; the teacher's is as deep by proportion
@@ -45,16 +47,27 @@ class Weighing:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature: expected a number above 0, got {self.temperature}")
-        for name in ("logits", "attention", "heads"):
+        for name in ("task", "logits", "attention", "heads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
 
-def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean divergence of the student's softened expectations from the teacher's, of logits (tokens, vocab)."""
+def expected(logits: Iterable[Tensor], temperature: float) -> Tensor:
+    """What teachers of these logits expect on average, softened, as logarithms of chances."""
+    each = (
+        (one.float() / temperature).log_softmax(-1) for one in logits
+    )  # of which no more than two are there at once
+    total, count = next(each), 1
+    for one in each:
+        torch.logaddexp(total, one, out=total)
+        count += 1
+    return total.sub_(math.log(count))
+
+
+def logits_loss(student: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """How far the student's softened expectations diverge from those wanted, for each token."""
     new = (student.float() / temperature).log_softmax(-1)
-    old = (teacher.float() / temperature).log_softmax(-1)
-    return F.kl_div(new, old, reduction="batchmean", log_target=True)
+    return F.kl_div(new, wanted, reduction="none", log_target=True).sum(-1)
 
 
 def relation_loss(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
@@ -76,20 +89,25 @@ def _relations(states: Tensor, heads: int) -> Tensor:
 
 
 class Distillation:
-    """Scores a student by its teacher; for relations it listens to one layer of both until it is closed."""
+    """Scores a student by its teachers; for relations it listens to one layer of both until it is closed."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, weighing: Weighing) -> None:
-        self.teacher = teacher.requires_grad_(False).eval()
+    def __init__(self, teachers: Sequence[nn.Module], student: nn.Module, weighing: Weighing) -> None:
+        if not teachers or (weighing.attention and len(teachers) > 1):
+            most = "one teacher, whose attention is related" if weighing.attention else "one teacher or more"
+            raise ValueError(f"teachers: expected {most}, got {len(teachers)}")
+        self.teachers = [teacher.requires_grad_(False).eval() for teacher in teachers]
         self.weighing = weighing
         self._heads, self._heard = 1, (_States(), _States())
         self._hooks: list[RemovableHandle] = []
-        mine, its = (_config(model) for model in (student, teacher))
-        if mine.vocab_size != its.vocab_size:
-            raise ValueError(
-                f"teacher: expected a vocabulary of {mine.vocab_size} tokens, as the student's, got {its.vocab_size}"
-            )
+        mine, *theirs = (_config(model) for model in (student, *teachers))
+        for its in theirs:
+            if mine.vocab_size != its.vocab_size:
+                size = its.vocab_size
+                raise ValueError(
+                    f"teacher: expected a vocabulary of {mine.vocab_size} tokens, as the student's, got {size}"
+                )
         if weighing.attention:
-            self._listen(student, mine, its)
+            self._listen(student, mine, theirs[0])
 
     def _listen(self, student: nn.Module, mine: Any, its: Any) -> None:
         layers, depth = mine.num_hidden_layers, its.num_hidden_layers
@@ -98,7 +116,7 @@ class Distillation:
         number = self.weighing.layer % layers
         self._heads = self.weighing.heads or math.gcd(mine.num_key_value_heads, its.num_key_value_heads)
         deep = (number + 1) * depth // layers - 1
-        for model, at, states in ((student, number, self._heard[0]), (self.teacher, max(0, deep), self._heard[1])):
+        for model, at, states in ((student, number, self._heard[0]), (self.teachers[0], max(0, deep), self._heard[1])):
             names = projections(model)
             for part in _STATES:
                 module = model.get_submodule(names[f"layers.{at}.attn.{part}"])
@@ -109,19 +127,25 @@ class Distillation:
 
         `targets` (rows, tokens) stand where the logits are that should find them, -100 where nothing is learned.
         """
+        asked = self.weighing
         with torch.no_grad():
-            expected = self.teacher(**inputs).logits
+            wanted = expected((teacher(**inputs).logits for teacher in self.teachers), asked.temperature)
+        # Where nothing is learned a loss is computed and does not count: to choose, the processor would have to wait.
         where = targets != NOTHING
-        nothing = logits.new_zeros((), dtype=torch.float32)
-        task = F.cross_entropy(logits[where].float(), targets[where]) if where.any() else nothing
-        soft = relations = nothing
-        if self.weighing.logits and where.any():
-            soft = logits_loss(logits[where], expected[where], self.weighing.temperature)
-        if self.weighing.attention:
+        count = where.sum().clamp(min=1)
+        task = soft = relations = logits.new_zeros((), dtype=torch.float32)
+        if asked.task:
+            nats = F.cross_entropy(
+                logits.float().flatten(0, 1), targets.flatten(), ignore_index=NOTHING, reduction="sum"
+            )
+            task = nats / count
+        if asked.logits:
+            soft = logits_loss(logits, wanted, asked.temperature).where(where, 0).sum() / count
+        if asked.attention:
             pairs = zip(*(states.taken() for states in self._heard), strict=True)
             parts = [relation_loss(new, old, self._heads) for new, old in pairs]
             relations = torch.stack(parts).mean()
-        total = task + self.weighing.logits * soft + self.weighing.attention * relations
+        total = asked.task * task + asked.logits * soft + asked.attention * relations
         return Losses(total, task.detach(), soft.detach(), relations.detach())
 
     def close(self) -> None:

@@ -8,10 +8,8 @@ multiply codes as floats of that type, which is exact in float32, and rounds eac
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from functools import cache
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # as all of torch's users call it
@@ -19,13 +17,18 @@ from torch import Tensor, nn
 
 from bitnet_core import TernaryTensor, arithmetic
 
+try:
+    from . import _kernels
+except ImportError:  # no triton: torch has none for the processor
+    _kernels = None  # type: ignore[assignment]
+
 EPS = float(arithmetic.EPS)
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Masters as int8 codes in -1, 0, 1 and the one scale that multiplies, float32: as `arithmetic.absmean`."""
+    if _launches(weight):
+        return _kernels.quantize_weight(weight, EPS)[:2]
     values = weight.float()
     # float64 only inside the sum, so that its order does not show; mps has none, and may be an ulp off.
     wide = torch.float32 if weight.device.type == "mps" else torch.float64
@@ -36,20 +39,33 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows as int8 codes, and the scales (rows, 1) that were multiplied with, float32: as `arithmetic.absmax`."""
+    if _launches(x):
+        return _kernels.quantize_activations(x, EPS)
     values = x.float()
     steps = _divided(127.0, values.abs().amax(-1, keepdim=True).clamp_(min=EPS))
     # No product passes 127 by more than a rounding, so that nothing has to be cut off.
     return (values * steps).round_().to(torch.int8), steps
 
 
-def rescaled(sums: Tensor, scale: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums of codes as the products that they stand for."""
-    return (sums * (scale / steps)).to(dtype)
+def multiply(codes: Tensor, trits: Tensor, scale: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:
+    """The products (rows, out) that codes (rows, in) and trits (out, in) stand for with their scales."""
+    if _has_kernels(codes) and _copies_tiles(codes, trits, dtype):
+        return _kernels.multiply(codes, trits, scale, steps, dtype)
+    return (sums(codes, trits, dtype) * (scale / steps)).to(dtype)
 
 
-def dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Codes times their scale."""
-    return (codes * scale).to(dtype)
+def sums(codes: Tensor, trits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums (rows, out) of codes (rows, in) times trits (out, in): int32, or exact or near in `dtype`."""
+    if _multiplies_integers(codes, trits):
+        return torch._int_mm(codes, trits.T)
+    return F.linear(codes.to(dtype), trits.to(dtype))
+
+
+def dequantize(codes: Tensor, factors: Tensor, dtype: torch.dtype, *, divide: bool = False) -> Tensor:
+    """Codes (rows, cols) times, or divided by, one factor or one a row."""
+    if _launches(codes):
+        return _kernels.dequantize(codes, factors, dtype, divide=divide)
+    return (codes * (1 / factors if divide else factors)).to(dtype)
 
 
 def _divided(over: float, under: Tensor) -> Tensor:
@@ -59,23 +75,42 @@ def _divided(over: float, under: Tensor) -> Tensor:
     return (over / under.double()).float()
 
 
-def multiply(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums (rows, out) of int8 codes (rows, in) times ternary codes (out, in): int32, or exact or near in `dtype`."""
-    if _multiplies_integers(codes, weight):
-        return torch._int_mm(codes, weight.T)
-    return F.linear(codes.to(dtype), weight.to(dtype))
+def _launches(x: Tensor) -> bool:
+    """Whether a kernel of ours beats plain operations: not in a model that is compiled, which fuses these."""
+    return not torch.compiler.is_compiling() and _has_kernels(x)
 
 
-def _multiplies_integers(codes: Tensor, weight: Tensor) -> bool:
+def _has_kernels(x: Tensor) -> bool:
+    return _kernels is not None and x.device.type == "cuda" and _capability(x.device.index) >= 80
+
+
+def _copies_tiles(codes: Tensor, trits: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the GPU is a Hopper or newer, and rows are of whole 16 bytes, as its copies want them."""
+    whole = codes.shape[1] % 16 == 0 and len(trits) * dtype.itemsize % 16 == 0
+    return whole and len(codes) > 0 and _capability(codes.device.index) >= 90 and torch.version.cuda is not None
+
+
+def _multiplies_integers(codes: Tensor, trits: Tensor) -> bool:
     if codes.device.type == "cuda":  # as cuBLAS wants its shapes
-        fits = codes.shape[0] > 16 and codes.shape[1] % 8 == 0 and weight.shape[0] % 8 == 0
-        return fits and _gpu_multiplies_integers()
+        return (
+            codes.shape[0] > 16
+            and codes.shape[1] % 8 == 0
+            and len(trits) % 8 == 0
+            and _capability(codes.device.index) >= 75
+        )
     return codes.device.type == "cpu" and _cpu_multiplies_integers()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _gpu_multiplies_integers() -> bool:
-    return torch.cuda.get_device_capability() >= (7, 5)
+def _capability(device: int) -> int:
+    """What a GPU can, as a number: 90 is Hopper."""
+    return _capability_of(device)
+
+
+@cache
+def _capability_of(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -87,48 +122,47 @@ def _cpu_multiplies_integers() -> bool:
     )
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as one kernel, or as it is where there is nothing that makes kernels."""
-    return torch.compile(function) if importlib.util.find_spec("triton") else function
-
-
-def fused(function: Callable[_Arguments, _Result], x: Tensor) -> Callable[_Arguments, _Result]:
-    """A function of elements as one kernel where that pays: on a GPU, outside of a model that is compiled itself."""
-    if torch.compiler.is_compiling() or x.device.type != "cuda":
-        return function
-    return _compiled(function)
-
-
 class _Product(torch.autograd.Function):
     """y = x W, both quantized; gradients pass through the rounding as if it were not there.
 
-    What is kept for the backward pass are codes: a byte a number.
+    What is kept for the backward pass are codes, a byte a number; but halves of weights where a kernel makes them
+    along with their codes, as autocast keeps them of any layer.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        codes, steps = fused(quantize_activations, x)(x)
-        trits, scale = fused(quantize_weight, weight)(weight)
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(
-            codes if needs_weight else None, steps if needs_weight else None, trits if needs_x else None, scale
-        )
+        codes, steps = quantize_activations(x.reshape(-1, x.shape[-1]))
+        if needs_x and dtype.itemsize == 2 and _launches(weight):
+            trits, scale, back = _kernels.quantize_weight(weight, EPS, dtype)
+        else:
+            trits, scale = quantize_weight(weight)
+            back = trits
+        kept = (codes, steps) if needs_weight else (None, None)
+        ctx.save_for_backward(*kept, back if needs_x else None, scale)
         ctx.kinds = x.dtype, weight.dtype
-        return fused(rescaled, x)(multiply(codes, trits, dtype), scale, steps, dtype)
+        return multiply(codes, trits, scale, steps, dtype).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (grad,) = grads
-        codes, steps, trits, scale = ctx.saved_tensors
+        *shape, outputs = grads[0].shape
+        grad = grads[0].reshape(-1, outputs)
+        codes, steps, back, scale = ctx.saved_tensors
         x_kind, weight_kind = ctx.kinds
         to_x = to_weight = None
-        if trits is not None:
-            to_x = (grad @ fused(dequantized, grad)(trits, scale, grad.dtype)).to(x_kind)
+        if back is not None:
+            floats = back if back.dtype == grad.dtype else dequantize(back, scale, grad.dtype)
+            to_x = (grad @ floats).to(x_kind).view(*shape, back.shape[1])
         if codes is not None:
-            inputs = fused(dequantized, grad)(codes, 1 / steps, grad.dtype)
-            to_weight = (grad.T @ inputs).to(weight_kind)
+            to_weight = _outer(grad, dequantize(codes, steps, grad.dtype, divide=True), weight_kind)
         return to_x, to_weight, None
+
+
+def _outer(grad: Tensor, inputs: Tensor, kind: torch.dtype) -> Tensor:
+    """The gradient of weights; a GPU gives the sums of halves as the floats that they are."""
+    if grad.device.type == "cuda" and grad.dtype != kind == torch.float32:
+        return torch.mm(grad.T, inputs, out_dtype=kind)
+    return (grad.T @ inputs).to(kind)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -186,8 +220,7 @@ class BitLinear(nn.Linear):
         if not self.whole:
             return self.blended(x)
         apply: Any = _Product.apply
-        rows: Tensor = apply(x.reshape(-1, self.in_features), self.weight, working_dtype(x))
-        y = rows.view(*x.shape[:-1], self.out_features)
+        y: Tensor = apply(x, self.weight, working_dtype(x))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def blended(self, x: Tensor) -> Tensor:

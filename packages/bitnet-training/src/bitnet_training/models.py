@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F  # noqa: N812  # as all of torch's users call it
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -33,19 +34,39 @@ from .replace import PROJECTIONS, make_ternary, projections
 Form = Literal["masters", "packed", "float"]
 
 
-def build(spec: ModelSpec, recipe: Recipe | None = PROJECTIONS) -> PreTrainedModel:
+def build(spec: ModelSpec, recipe: Recipe | None = PROJECTIONS, *, embedding_std: float = 0.02) -> PreTrainedModel:
     """A model of random numbers, drawn from torch's generator; without a recipe it is the float twin.
 
     Matrices that write into the residual stream begin smaller the more layers there are, so that its variance does
-    not grow with depth.
+    not grow with depth. `embedding_std` is that of the embedding's numbers.
     """
     model = _empty(spec)
+    embedding: Any = model.get_input_embeddings()
+    with torch.no_grad():
+        embedding.weight.mul_(embedding_std / model.config.initializer_range)
     for canonical, name in projections(model).items():
         if canonical.endswith((".attn.o", ".ffn.down")):
             with torch.no_grad():
                 model.get_parameter(f"{name}.weight").div_((2 * spec.layers) ** 0.5)
     _make_ternary(model, spec, recipe)
     return model
+
+
+def add_dropout(model: nn.Module, rate: float) -> None:
+    """Let a part of what the embedding, attention and the feed-forward put out be dropped while the model trains.
+
+    Hooks do it, so no weight gets another name, and no file knows of it.
+    """
+    inner = {name.rpartition(".")[0] for name in projections(model).values()}
+    embedding: Any = model.get_input_embeddings
+    for module in (embedding(), *map(model.get_submodule, sorted(inner))):
+        module.register_forward_hook(partial(_dropped, rate))
+
+
+def _dropped(rate: float, module: nn.Module, _inputs: object, output: Any) -> Any:
+    if isinstance(output, tuple):  # of attention, with what it weighed
+        return (F.dropout(output[0], rate, module.training), *output[1:])
+    return F.dropout(output, rate, module.training)
 
 
 def load(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bitnet_core import TernaryTensor, UnsupportedError
 
-from .linear import dequantized, fused, multiply, normed, quantize_activations, rescaled, working_dtype
+from .linear import dequantize, multiply, normed, quantize_activations, working_dtype
 
 _TILE = 1 << 22  # weights that are unpacked at a time
 
@@ -38,12 +38,12 @@ class _PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-        codes, steps = fused(quantize_activations, x)(x)
+        codes, steps = quantize_activations(x)
         ctx.save_for_backward(packed, scale)
         ctx.rows, ctx.kind = rows, x.dtype
         y = x.new_empty((len(x), rows), dtype=dtype)
         for place, trits in _tiles(packed, rows):
-            y[:, place] = fused(rescaled, x)(multiply(codes, trits, dtype), scale, steps, dtype)
+            y[:, place] = multiply(codes, trits, scale, steps, dtype)
         return y
 
     @staticmethod
@@ -52,7 +52,7 @@ class _PackedProduct(torch.autograd.Function):
         packed, scale = ctx.saved_tensors
         to_x = grad.new_zeros((len(grad), packed.shape[1]), dtype=torch.float32)  # a sum of many tiles
         for place, trits in _tiles(packed, ctx.rows):
-            to_x += grad[:, place] @ fused(dequantized, grad)(trits, scale, grad.dtype)
+            to_x += grad[:, place] @ dequantize(trits, scale, grad.dtype)
         return to_x.to(ctx.kind), None, None, None, None
 
 

@@ -27,10 +27,11 @@ from . import card, data, lora, models, options, page, state, tokenizer
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
 from .data import Data
-from .distill import Distillation, Weighing
+from .distill import NOTHING, Distillation, Weighing
 from .distributed import World, joined
 from .export import check_form, export
 from .loss import cross_entropy
+from .replace import PROJECTIONS
 from .schedule import Rates, Rounding
 from .telemetry import Lines, Telemetry, Terminal, open_writers, read_lines
 from .train import Loss, Outcome, Plan, Task, adamw, explained, train
@@ -78,6 +79,8 @@ def build(config: Config, words: Tokenizer) -> nn.Module:
     """The model that a config asks for, on the processor."""
     asked, adapter = config.model, config.adapter
     model = _loaded(config, words) if asked.base else _drawn(config, words)
+    if asked.dropout:
+        models.add_dropout(model, asked.dropout)
     if config.compute.recompute == "always" or (config.compute.recompute == "auto" and config.method == "qlora"):
         enable: Any = model.activation_checkpointing_enable
         enable({"use_reentrant": False})
@@ -94,7 +97,8 @@ def _drawn(config: Config, words: Tokenizer) -> nn.Module:
             f"data.window: at most the model's context of {config.model.context}, got {config.data.window}"
         )
     shape = spec(config, words.vocab_size)
-    return models.build(shape) if config.model.ternary else models.build(shape, None)
+    recipe = PROJECTIONS if config.model.ternary else None
+    return models.build(shape, recipe, embedding_std=config.model.embedding_std)
 
 
 def _loaded(config: Config, words: Tokenizer) -> nn.Module:
@@ -201,6 +205,8 @@ def _task(config: Config, model: nn.Module, given: Data, world: World) -> Task:
         raise ValueError(f"data.batch: a multiple of {rows} rows on each of {world.processes} processes")
     rounding = round(config.model.rounding * schedule.steps)
     learned, judged = given.learned, given.held_out
+    if config.checkpoints.best and judged is None:
+        raise ValueError("checkpoints.best: something held out to choose by (data.valid or data.held_out), got none")
     looked_at = None
     if judged is not None:
         looked_at = partial(in_order, judged, rows, config.telemetry.windows, world.process, world.processes)
@@ -216,7 +222,9 @@ def _task(config: Config, model: nn.Module, given: Data, world: World) -> Task:
             kind=schedule.kind,
             warmup=schedule.warmup,
             final=schedule.final,
+            second=schedule.second,
         ),
+        draws=config.seed if config.model.dropout else None,
         rounding=Rounding(steps=rounding) if rounding else None,
         held_out=looked_at,
         bytes_a_token=given.bytes_a_token,
@@ -227,13 +235,17 @@ def _loss(config: Config, model: nn.Module, world: World) -> Loss:
     if config.method != "distill":
         return cross_entropy
     asked = config.teacher
-    weighing = Weighing(temperature=asked.temperature, logits=asked.logits, attention=asked.attention)
-    teacher: nn.Module = models.load(asked.base, "float")
-    distillation = Distillation(teacher.to(world.device), model, weighing)
+    weighing = Weighing(temperature=asked.temperature, task=asked.task, logits=asked.logits, attention=asked.attention)
+    teachers: list[nn.Module] = [models.load(base, "float") for base in asked.base]
+    distillation = Distillation([teacher.to(world.device) for teacher in teachers], model, weighing)
+    if config.compute.compile:
+        for teacher in teachers:
+            teacher.compile()
 
     def loss(student: nn.Module, batch: Batch) -> Tensor:
         inputs = {"input_ids": batch.tokens, "position_ids": batch.positions, "use_cache": False}
-        return distillation.loss(student(**inputs).logits, batch.targets, **inputs).total * batch.learned
+        mean = distillation.loss(student(**inputs).logits, batch.targets, **inputs).total
+        return mean * (batch.targets != NOTHING).sum()  # counted where it lies: nobody waits for the device
 
     return loss
 
@@ -250,6 +262,7 @@ def _plan(config: Config, world: World) -> Plan:
         evaluate=seen.evaluate,
         save=config.checkpoints.every,
         compile=asked.compile,
+        best=config.checkpoints.best,
     )
 
 
@@ -276,11 +289,13 @@ def _finish(
         report(out)
     if not outcome.is_finished:
         return
-    learned = state.weights(model) if config.compute.parallel == "shard" else None
+    sharded = config.compute.parallel == "shard"
+    learned = state.weights(model) if sharded and not config.checkpoints.best else outcome.best
     if not world.is_first:
         return
-    if learned is not None:  # of which each process has but a part
+    if sharded:  # each process has but a part of each weight
         model = build(config, words)
+    if learned is not None:
         state.load_weights(model, learned)
     if config.method in {"lora", "qlora"}:
         with _folder(out / "adapter") as aside:

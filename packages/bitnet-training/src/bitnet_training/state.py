@@ -101,6 +101,13 @@ def seed(number: int) -> None:
     torch.manual_seed(number)
 
 
+def seed_draws(number: int, device: torch.device) -> None:
+    """Start what models draw from, and nothing else: torch's own word for it queues calls for devices never used."""
+    torch.default_generator.manual_seed(number)
+    if device.type != "cpu":
+        _of_device(device).manual_seed(number)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which every process may hold a part; all must ask together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -23,7 +23,7 @@ from .loss import cross_entropy
 from .schedule import Rates, Rounding
 from .telemetry import Telemetry
 from .watch import Watch
-from .windows import Batch
+from .windows import Batch, mixed
 
 # The sum over a batch of what each of its learned tokens lacks, in nats.
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -41,6 +41,7 @@ class Task:
     rounding: Rounding | None = None
     held_out: Callable[[], Iterable[Batch]] | None = None
     bytes_a_token: float = 0.0  # of what is held out; 0: no bits a byte are told
+    draws: int | None = None  # the seed of what a step draws, as dropout does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Plan:
     watch: int = 50
     evaluate: int = 100
     save: int = 200
+    best: bool = False  # the weights are kept that did best on what is held out
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Outcome:
     loss: float  # of the last step, in nats a token
     held_out: float | None  # at the last look
     is_finished: bool
+    best: Mapping[str, Tensor] | None = None  # the weights that were kept, if any; the first process has them
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ class Progress:
     bad: int = 0  # steps in a row that were left out
     loss: float = math.nan
     held_out: float | None = None
+    best: float = math.inf  # the least loss of all looks at what is held out
 
 
 def train(
@@ -95,12 +99,17 @@ def train(
     if plan.compile:
         model.compile()
     now = keeper.restore(resumed) if resumed else keeper.begin()
-    clock, asked = _Clock(now), 0.0
+    clock, asked, learning = _Clock(now), 0.0, list(state.trained(task.model).values())
+    parts = _parts(task, world, now.step)
     while now.step < task.rates.steps and not asked:
-        _set_rates(task, now.step)
-        parts = task.batches(now.step)
-        [learned] = world.sums(sum(part.learned for part in parts))
-        nats, norm = _gradients(task, plan, world, model, parts, learned, now.step)
+        _set_rates(task, world, now.step)
+        [learned] = world.sums(parts.learned)
+        with explained(now.step):
+            losses = _gradients(task, plan, world, model, parts.batches, learned)
+            length = nn.utils.clip_grad_norm_(learning, plan.clip or math.inf)
+            parts = _parts(task, world, now.step + 1)
+            # Only now does the processor wait for the device.
+            norm, nats = state.whole(length).item(), sum(loss.item() for loss in losses)
         now.loss, asked = world.sums(nats, stop())
         if math.isfinite(now.loss) and math.isfinite(norm):
             task.optimizer.step()
@@ -111,31 +120,31 @@ def train(
         now.step, now.tokens = now.step + 1, now.tokens + int(learned)
         ends = asked or now.step == task.rates.steps
         if ends or now.step % plan.report == 0:
-            said = {"loss": now.loss, "gradient": norm, **_rates(task, now), **clock.read(now, world.device)}
-            telemetry.write(now.step, **said)
+            rates, speed = _rates(task, now), clock.read(now, world.device)
+            telemetry.write(now.step, loss=now.loss, gradient=norm, **rates, **speed)
         if ends or now.step % plan.watch == 0:  # while there are gradients to look at
             telemetry.watch_weights(now.step, keeper.watch.look(), learning=task.rates.learning_rate(now.step - 1) > 0)
         task.optimizer.zero_grad()
         if task.held_out and (ends or now.step % plan.evaluate == 0):
             now.held_out = evaluate(model, task.held_out(), world, plan.precision)
-            telemetry.write(now.step, **_judged(now.held_out, task.bytes_a_token))
+            keeper.judge(now, now.held_out, keep=plan.best)
             clock.restart(now)
         if ends or now.step % plan.save == 0:
             keeper.save(now)
-    return Outcome(now.step, now.loss, now.held_out, now.step == task.rates.steps)
+    return Outcome(now.step, now.loss, now.held_out, now.step == task.rates.steps, keeper.best)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], world: World, precision: torch.dtype = torch.float32) -> float:
     """Nats a token over batches, of which each process has its share."""
     model.eval()
-    nats, tokens = 0.0, 0
+    losses, tokens = list[Tensor](), 0
     with _autocast(world.device, precision):
         for batch in batches:
-            nats += cross_entropy(model, batch.to(world.device)).item()
+            losses.append(cross_entropy(model, batch.to(world.device)))
             tokens += batch.learned
     world.settle(model.train())
-    nats, total = world.sums(nats, tokens)
+    nats, total = world.sums(sum(loss.item() for loss in losses), tokens)
     return nats / max(1.0, total)
 
 
@@ -182,6 +191,7 @@ class _Keeper:
     checkpoints: Checkpoints | None
     about: Mapping[str, Any]
     watch: Watch = field(init=False)
+    best: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.task.model)
@@ -191,6 +201,14 @@ class _Keeper:
         self.watch.look()
         return Progress()
 
+    def judge(self, now: Progress, held_out: float, *, keep: bool) -> None:
+        """Say how the model does, and keep the weights that did best: the first process, out of the device's memory."""
+        self.telemetry.write(now.step, **_judged(held_out, self.task.bytes_a_token))
+        if keep and held_out < now.best:
+            now.best, found = held_out, state.weights(self.task.model)
+            if self.world.is_first:
+                self.best = {name: weight.to("cpu", copy=True) for name, weight in found.items()}
+
     def save(self, now: Progress) -> None:
         """All processes give their shards, and the first writes."""
         model, optimizer = self.task.model, self.task.optimizer
@@ -198,6 +216,7 @@ class _Keeper:
             "model": state.weights(model),
             "optimizer": state.optimizer_state(model, optimizer),
             "watch": self.watch.state(),
+            **({} if self.best is None else {"best": self.best}),
         }
         for name, weight in tensors["model"].items():
             if not torch.isfinite(weight).all():
@@ -205,7 +224,13 @@ class _Keeper:
         if self.checkpoints is not None and self.world.is_first:
             rest = {
                 "about": dict(self.about),
-                "progress": {"tokens": now.tokens, "bad": now.bad, "loss": _json(now.loss), "held_out": now.held_out},
+                "progress": {
+                    "tokens": now.tokens,
+                    "bad": now.bad,
+                    "loss": _json(now.loss),
+                    "held_out": now.held_out,
+                    "best": _json(now.best),
+                },
                 "telemetry": self.telemetry.state(),
                 "generators": state.generators(self.world.device),
             }
@@ -220,9 +245,11 @@ class _Keeper:
         self.watch.load(saved.tensors["watch"])
         self.telemetry.load(saved.state["telemetry"])
         state.load_generators(saved.state["generators"], self.world.device)
+        self.best = saved.tensors.get("best") if self.world.is_first else None
         kept = saved.state["progress"]
         loss = math.nan if kept["loss"] is None else kept["loss"]
-        return Progress(saved.step, kept["tokens"], kept["bad"], loss, kept["held_out"])
+        best = math.inf if kept.get("best") is None else kept["best"]
+        return Progress(saved.step, kept["tokens"], kept["bad"], loss, kept["held_out"], best)
 
 
 class _Clock:
@@ -244,29 +271,46 @@ class _Clock:
         return {"tokens_per_second": round(speed, 1), "memory_gb": round(used / 1e9, 3)}
 
 
+class _Parts(NamedTuple):
+    """This process's part of a step, on its device, and how many tokens have something to learn."""
+
+    batches: Sequence[Batch]
+    learned: int
+
+
+def _parts(task: Task, world: World, step: int) -> _Parts:
+    """What a step computes; it is made while the device computes the step before."""
+    if step >= task.rates.steps:
+        return _Parts((), 0)
+    found = task.batches(step)
+    return _Parts([part.to(world.device) for part in found], sum(part.learned for part in found))
+
+
 def _gradients(
-    task: Task, plan: Plan, world: World, model: nn.Module, parts: Sequence[Batch], learned: float, step: int
-) -> tuple[float, float]:
-    """Gradients of the mean over all learned tokens of a step; this process's part of the loss, and their norm."""
+    task: Task, plan: Plan, world: World, model: nn.Module, parts: Sequence[Batch], learned: float
+) -> list[Tensor]:
+    """Gradients of the mean over all learned tokens of a step; this process's parts of the loss."""
     losses: list[Tensor] = []
-    with explained(step):
-        for part in parts:
-            with world.gathering(model, last=part is parts[-1]), _autocast(world.device, plan.precision):
-                loss = task.loss(model, part.to(world.device)) / learned
+    for part in parts:
+        with world.gathering(model, last=part is parts[-1]), _autocast(world.device, plan.precision):
+            loss = task.loss(model, part) / learned
+            # To hand one device's work to a thread of its own costs more than it saves.
+            with torch.autograd.set_multithreading_enabled(False):
                 # Wrappers take the mean over processes, of which each holds a part of the sum.
                 (loss * world.processes).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        norm = _clip(task.model, plan.clip)
-        # Only now does the processor wait for the device.
-        return sum(loss.item() for loss in losses), norm
+        losses.append(loss.detach())
+    return losses
 
 
-def _set_rates(task: Task, step: int) -> None:
+def _set_rates(task: Task, world: World, step: int) -> None:
+    """All that follows from a step's number alone, so that a run which goes on need not remember it."""
     for group in task.optimizer.param_groups:
         group["lr"] = task.rates.learning_rate(step)
         group["weight_decay"] = task.rates.decay(step) if group.get("decays", True) else 0.0
-    if task.rounding is not None:
+    if task.rounding is not None and step <= task.rounding.steps:  # a model without strengths is whole
         task.rounding.apply(task.model, step)
+    if task.draws is not None:  # each process drops other numbers, whoever it was that saved the checkpoint
+        state.seed_draws(mixed(task.draws, step, world.process), world.device)
 
 
 def _rates(task: Task, now: Progress) -> dict[str, float]:
@@ -278,12 +322,6 @@ def _rates(task: Task, now: Progress) -> dict[str, float]:
 
 def _judged(nats: float, bytes_a_token: float) -> dict[str, float]:
     return {"held_out": nats} | ({"bits_per_byte": nats / math.log(2) / bytes_a_token} if bytes_a_token else {})
-
-
-def _clip(model: nn.Module, most: float) -> float:
-    """The gradient's norm, which is at most that afterwards."""
-    norm = nn.utils.clip_grad_norm_(state.trained(model).values(), most or math.inf)
-    return state.whole(norm).item()
 
 
 def _count_bad(now: Progress, norm: float, plan: Plan, telemetry: Telemetry) -> None:

@@ -27,7 +27,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(*(part.to(device, non_blocking=True) for part in self))
+        on_cuda = device.type == "cuda"  # which copies on the side only what lies in memory that stays in its place
+        return Batch(*((part.pin_memory() if on_cuda else part).to(device, non_blocking=True) for part in self))
 
     @property
     def learned(self) -> int:
@@ -182,18 +183,18 @@ def shuffled(place: int, count: int, key: tuple[int, int]) -> int:
     while True:
         left, right = place >> half, place & mask
         for turn in range(6):
-            left, right = right, left ^ (_mixed(right, turn, *key) & mask)
+            left, right = right, left ^ (mixed(right, turn, *key) & mask)
         place = left << half | right
         if place < count:
             return place
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """A well-mixed number of 64 bits (the finisher of splitmix64, chained)."""
-    mixed = 0
+    found = 0
     for number in numbers:
-        mixed = (mixed + number + 0x9E3779B97F4A7C15) & (1 << 64) - 1
-        mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & (1 << 64) - 1
-        mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & (1 << 64) - 1
-        mixed ^= mixed >> 31
-    return mixed
+        found = (found + number + 0x9E3779B97F4A7C15) & (1 << 64) - 1
+        found = ((found ^ found >> 30) * 0xBF58476D1CE4E5B9) & (1 << 64) - 1
+        found = ((found ^ found >> 27) * 0x94D049BB133111EB) & (1 << 64) - 1
+        found ^= found >> 31
+    return found

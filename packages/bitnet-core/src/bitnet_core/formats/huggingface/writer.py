@@ -44,15 +44,15 @@ def save(
     write(target / "model.safetensors", _arrays(model, _FLOATS[floats], packed=packed), header_room=room)
     config = config_of(model.spec, packed=packed)
     # Without a word on them, transformers would take the numbers of some well-known model.
-    config |= {"bos_token_id": None, "eos_token_id": None}
+    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
     if model.tokenizer is not None:
         model.tokenizer.save(target)
-        config |= {"bos_token_id": model.tokenizer.bos, "eos_token_id": sorted(model.tokenizer.eos) or None}
+        ids = {"bos_token_id": model.tokenizer.bos, "eos_token_id": sorted(model.tokenizer.eos) or None}
     if model.template is not None:
         _write_text(target / "chat_template.jinja", model.template.source)
-    if model.sampling:
-        _write_json(target / "generation_config.json", {"do_sample": True, **model.sampling})
-    _write_json(target / "config.json", config)
+    if model.sampling:  # with the ids: where this file is, transformers looks for them in no other
+        _write_json(target / "generation_config.json", {**ids, "do_sample": True, **model.sampling})
+    _write_json(target / "config.json", {**config, **ids})
 
 
 def _arrays(model: Model, kind: np.dtype[Any], *, packed: bool) -> Iterator[tuple[str, npt.NDArray[Any]]]:
