@@ -97,7 +97,7 @@ def do(config: Config, flags: Flags, *, resume: bool = False) -> int:
     """A whole run; its lines are for whoever watches."""
     from bitnet_training import run as running  # noqa: PLC0415
 
-    _check_names(config.model.base, config.teacher.base)
+    _check_names(config.model.base, *config.teacher.base)
     with aside(flags):
         outcome = running.run(config, resume=resume)
     out = Path(config.out)
