@@ -11,6 +11,7 @@ import driver
 
 with driver.imports():
     from bitnet_core.formats import huggingface
+    from bitnet_core.model import runs_of
     from bitnet_core.testing import random_model, tiny_spec
 
 # The first byte of an input says which file the rest of it is.
@@ -41,9 +42,11 @@ def main() -> None:
             file = folder / FILES[data[0] % len(FILES)] if data else folder / FILES[0]
             file.write_bytes(data[1:])
             try:
-                model = huggingface.load(folder, mapped=False)
+                model = huggingface.load(folder)
                 for weight in model.weights:
                     model.weights[weight]
+                    for run in runs_of(model.weights, weight):
+                        del run
             finally:
                 file.unlink()
                 if file.name in valid:

@@ -15,6 +15,7 @@ with driver.imports():
     from bitnet_core.errors import BitNetError
     from bitnet_core.formats import gguf
     from bitnet_core.formats.gguf import types
+    from bitnet_core.model import runs_of
     from bitnet_core.tensor import TernaryTensor
     from bitnet_core.testing import random_model, tiny_spec
 
@@ -35,17 +36,18 @@ def _read(path: Path, handle: int, data: bytes) -> None:
     os.pwrite(handle, data, 0)
     refusal: BitNetError | None = None
     try:
-        with gguf.File(path, mapped=False) as file:
+        with gguf.File(path) as file:
             _read_tensors(file, len(data))
     except BitNetError as error:
         refusal = error
     try:
-        model = gguf.load(path, mapped=False)
+        model = gguf.load(path)
     except BitNetError:
         return
     if refusal is None:
         for name in model.weights:
-            if model.weights[name].shape != model.spec.shapes()[name]:
+            rows = sum(run.shape[0] for run in runs_of(model.weights, name))
+            if model.weights[name].shape != model.spec.shapes()[name] or rows != model.spec.shapes()[name][0]:
                 raise AssertionError(name)
 
 

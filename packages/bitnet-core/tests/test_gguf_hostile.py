@@ -645,11 +645,11 @@ def read_all(path: Path, name: str) -> None:
     """Read everything, or be refused in one line; nothing else, and nothing from beyond the file."""
     try:
         if name == "model":
-            model = gguf.load(path, mapped=False)
+            model = gguf.load(path)
             for weight in model.weights:
                 assert model.weights[weight].shape
             return
-        with gguf.File(path, mapped=False) as file:
+        with gguf.File(path) as file:
             for found in file.metadata.values():
                 assert not isinstance(found, gguf.Strings) or all(isinstance(word, str) for word in found)
             for tensor_name, place in file.tensors.items():
@@ -686,7 +686,7 @@ def test_every_truncation_is_refused_or_loses_only_padding(path: Path, name: str
         os.truncate(path, length)
         if length < last:
             with pytest.raises(FormatError):
-                gguf.File(path, mapped=False)
+                gguf.File(path)
         else:
             with gguf.File(path, strict=True) as file:
                 assert {key: file.raw(key).tobytes() for key in file.tensors} == tensors

@@ -121,14 +121,14 @@ def test_windows_without_a_period_are_written_layer_by_layer(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])
 def test_an_embedding_of_blocks_is_placed_without_being_whole_beside_its_place(tmp_path: Path, kind: str) -> None:
-    spec = tiny_spec(vocab_size=24_000, hidden_size=256, head_size=64)
+    spec = tiny_spec(vocab_size=80_000, hidden_size=256, head_size=64)
     gguf.save(random_model(spec), tmp_path / "m.gguf")
     size = gguf.KINDS[kind].size
-    raw = np.random.default_rng(2).integers(0, 128, (24_000 * 256 // gguf.KINDS[kind].block, size), np.uint8)
+    raw = np.random.default_rng(2).integers(0, 128, (80_000 * 256 // gguf.KINDS[kind].block, size), np.uint8)
     raw[:, 1::2] &= 7  # small exponents wherever the scales stand
     with gguf.File(tmp_path / "m.gguf") as file:
         blobs = [kept(file, name) for name in file.tensors if name != "token_embd.weight"]
-    blobs.append(gguf.Blob("token_embd.weight", (24_000, 256), gguf.KINDS[kind], lambda: raw.reshape(-1)))
+    blobs.append(gguf.Blob("token_embd.weight", (80_000, 256), gguf.KINDS[kind], lambda: raw.reshape(-1)))
     gguf.write(tmp_path / "m.gguf", values_of(tmp_path / "m.gguf"), blobs)
     model = gguf.load(tmp_path / "m.gguf")
     tracemalloc.start()
@@ -143,6 +143,17 @@ def test_an_embedding_of_blocks_is_placed_without_being_whole_beside_its_place(t
     np.testing.assert_array_equal(run(runner, tokens), run(reference.load(plain), tokens))
 
 
+def test_mistral_is_llama_to_gguf_which_knows_none_of_its_windows(tmp_path: Path) -> None:
+    model = random_model(replace(LLAMA, family="mistral"))
+    gguf.save(model, tmp_path / "m.gguf")
+    again = gguf.load(tmp_path / "m.gguf")
+    assert again.spec == LLAMA
+    tokens = some_tokens(LLAMA, 9)
+    np.testing.assert_array_equal(run(reference.load(again), tokens), run(reference.load(model), tokens))
+    with pytest.raises(UnsupportedError, match=r"architecture llama cannot say windows = \(8, 8\)"):
+        gguf.save(random_model(replace(model.spec, windows=(8, 8))), tmp_path / "w.gguf")
+
+
 def test_a_model_outlives_the_call_that_loaded_it(tmp_path: Path) -> None:
     gguf.save(random_model(LLAMA), tmp_path / "m.gguf")
     weights = gguf.load(tmp_path / "m.gguf").weights
@@ -150,20 +161,12 @@ def test_a_model_outlives_the_call_that_loaded_it(tmp_path: Path) -> None:
     assert_same(random_model(LLAMA).weights["layers.1.ffn.down"], weights["layers.1.ffn.down"])
 
 
-@pytest.mark.parametrize("mapped", [True, False])
-def test_a_file_cut_short_under_a_loaded_model_is_refused_by_name(tmp_path: Path, mapped: bool) -> None:
+def test_a_file_cut_short_under_a_loaded_model_is_refused_by_name(tmp_path: Path) -> None:
     gguf.save(random_model(LLAMA), tmp_path / "m.gguf")
-    weights = gguf.load(tmp_path / "m.gguf", mapped=mapped).weights
+    weights = gguf.load(tmp_path / "m.gguf").weights
     os.truncate(tmp_path / "m.gguf", 5000)
     with pytest.raises(FormatError, match=r"m\.gguf: tensor 'blk\.1\.ffn_down\.weight': expected the file of"):
         weights["layers.1.ffn.down"]
-
-
-def test_weights_can_be_copied_instead_of_mapped(tmp_path: Path) -> None:
-    gguf.save(random_model(LLAMA), tmp_path / "m.gguf")
-    loaded = gguf.load(tmp_path / "m.gguf", mapped=False)
-    for name, weight in random_model(LLAMA).weights.items():
-        assert_same(weight, loaded.weights[name])
 
 
 # --- the golden file

@@ -228,15 +228,15 @@ def test_a_tensor_of_the_wrong_size_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_can_be_saved_over_the_file_that_it_is_mapped_from(tmp_path: Path) -> None:
+def test_a_model_can_be_saved_over_the_file_that_it_is_read_from(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     model = random_model(LLAMA)
     gguf.save(model, path, layout="tq1_0")
-    mapped = gguf.load(path)
-    before = mapped.weights["layers.0.attn.q"]
-    gguf.save(mapped, path, layout="i2_s_128")
+    opened = gguf.load(path)
+    before = opened.weights["layers.0.attn.q"]
+    gguf.save(opened, path, layout="i2_s_128")
     gguf.save(gguf.load(path), path, layout="tq2_0")
-    for weights in (mapped.weights, gguf.load(path, strict=True).weights):
+    for weights in (opened.weights, gguf.load(path, strict=True).weights):
         for name, weight in model.weights.items():
             if isinstance(weight, TernaryTensor):
                 found = weights[name]

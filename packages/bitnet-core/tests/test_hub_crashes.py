@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from hub_server import HubServer
 
 from bitnet_core import errors, hub
 from bitnet_core.hub import Patience, Progress
+from bitnet_core.hub.part import leftovers, parts
 
 EVERY = os.environ.get("BITNET_HUB_CRASHES") == "all"
 SOME = 4  # system calls tried by default
@@ -153,6 +154,13 @@ def inject(strace: str, call: Call, what: str) -> list[str]:
 
 def some(calls: list[Call]) -> list[Call]:
     return calls if EVERY else random.sample(calls, min(SOME, len(calls)))
+
+
+@pytest.mark.parametrize("listed", [parts, lambda folder: list(leftovers(folder, 0))])
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, listed: Callable[[Path], object]) -> None:
+    (tmp_path / "blobs").write_text("a file")
+    with pytest.raises(errors.HubError, match=r"blobs: Not a directory \(ENOTDIR\); check the disk$"):
+        listed(tmp_path / "blobs")
 
 
 # Killed

@@ -19,7 +19,7 @@ from bitnet_core.errors import BitNetError, FormatError, UnsupportedError
 from bitnet_core.formats import huggingface
 from bitnet_core.formats.huggingface.config import parse_config, spec_from_config
 from bitnet_core.formats.strictjson import read_json
-from bitnet_core.model import Model, Step
+from bitnet_core.model import Model, Rope, Step
 from bitnet_core.tensor import TernaryTensor
 from bitnet_core.testing import CASES, SHAPES, Case, random_model, run, some_tokens, tiny_spec
 
@@ -435,7 +435,7 @@ class TestSaving:
             huggingface.save(case.model(), tmp_path)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_model_may_be_saved_over_the_files_it_is_mapped_from(self, folder: Path) -> None:
+    def test_a_model_may_be_saved_over_the_files_it_is_read_from(self, folder: Path) -> None:
         model = huggingface.load(folder)
         before = (folder / "model.safetensors").read_bytes()
         huggingface.save(model, folder)
@@ -517,6 +517,46 @@ class TestTransformers:
         edit_config(tmp_path, quantization_config=config["quantization_config"] | {"quantization_mode": "online"})
         tokens = some_tokens(case.spec, 24)
         assert_parity(logits(huggingface.load(tmp_path), tokens), self.theirs(tmp_path, tokens))
+
+    @pytest.mark.parametrize("window", [None, 8, ...])
+    def test_mistral_is_llama_and_may_have_a_window(self, tmp_path: Path, window: Any) -> None:
+        import torch
+        import transformers
+
+        torch.manual_seed(4)
+        config = transformers.MistralConfig(
+            vocab_size=96,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=128,
+            initializer_range=0.3,
+            **{} if window is ... else {"sliding_window": window},
+        )
+        transformers.MistralForCausalLM(config).save_pretrained(tmp_path)
+        if window is ...:
+            edit_config(tmp_path, sliding_window=...)
+        model = huggingface.load(tmp_path)
+        assert model.spec.windows == {None: (), 8: (8, 8), ...: (4096, 4096)}[window]
+        tokens = some_tokens(model.spec, 40)
+        theirs = self.theirs(tmp_path, tokens)
+        np.testing.assert_allclose(logits(model, tokens), theirs, atol=1e-5 * np.ptp(theirs), rtol=0)
+        huggingface.save(model, tmp_path / "again")
+        assert huggingface.load(tmp_path / "again").spec == model.spec
+        np.testing.assert_allclose(self.theirs(tmp_path / "again", tokens), theirs, atol=1e-5 * np.ptp(theirs), rtol=0)
+
+    def test_qwen2_turns_layers_with_a_window_as_the_others(self, tmp_path: Path) -> None:
+        (case,) = [case for case in CASES if case.name == "qwen2-biases"]
+        spec = replace(case.spec, windows=(8, 0), rope=Rope(theta=1e6, size=32), inputs="float")
+        model = random_model(spec, **case.options)
+        huggingface.save(model, tmp_path)
+        assert huggingface.load(tmp_path).spec == spec
+        tokens = some_tokens(spec, 40)
+        theirs = self.theirs(tmp_path, tokens)
+        np.testing.assert_allclose(logits(model, tokens), theirs, atol=1e-6 * np.ptp(theirs), rtol=0)
 
     def test_long_texts_see_no_further_than_the_window(self, tmp_path: Path) -> None:
         (case,) = [case for case in CASES if case.name == "gemma3"]

@@ -64,7 +64,7 @@ def test_tq_codes_are_byte_exact_on_every_golden_case(golden: Path, layout: str,
         blocks = np.frombuffer(bytes.fromhex(case[f"{layout}_hex"]), np.uint8).reshape(-1, size)
         packed = TernaryTensor.from_codes(codes, layout=layout)
         np.testing.assert_array_equal(packed.data, blocks[:, : size - scale_bytes])
-        # A view with the scales between the codes is what a mapped file gives.
+        # A view with the scales between the codes is what a file gives.
         view = TernaryTensor(blocks[:, : size - scale_bytes], packed.scale, codes.shape, layout)
         np.testing.assert_array_equal(view.codes(), codes)
 

@@ -24,7 +24,6 @@ def test_pages_come_from_slabs_in_order() -> None:
     assert (pages.used, pages.free) == (4, 2)
     slabs = pages.slabs
     assert [slab.shape for slab in slabs if slab is not None] == [(3, 2, 8), (3, 2, 8)]
-    assert pages.locate(3) == (1, 0)
     pages.array(3)[...] = 5
     assert slabs[1] is not None
     assert (slabs[1][0] == 5).all()
@@ -50,7 +49,7 @@ def test_a_page_is_free_when_its_last_owner_drops_it() -> None:
     assert (pages.refs(page), pages.used) == (0, 0)
 
 
-@pytest.mark.parametrize("verb", ["drop", "share", "array", "locate", "copy"])
+@pytest.mark.parametrize("verb", ["drop", "share", "array", "copy"])
 @pytest.mark.parametrize("page", [0, 1, -1, 64, 1 << 40])
 def test_a_page_without_an_owner_is_refused(verb: str, page: int) -> None:
     pages = Pages(Pool(), (8,), np.int8)

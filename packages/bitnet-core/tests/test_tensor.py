@@ -41,6 +41,11 @@ def test_the_digest_is_of_the_codes_and_the_shape_alone() -> None:
     assert known.digest() == "836ba3be6f0622160dcbd8e6edb4b5bbc5ac30ea3762a487f9fc53db5e389bb6"
 
 
+def test_codes_are_counted() -> None:
+    codes = np.array([[-1, 0, 0, 1], [1, 1, 0, 1]], np.int8)
+    assert TernaryTensor.from_codes(codes).counts() == (1, 3, 4)
+
+
 def test_bits_that_no_code_writes_are_refused_with_their_place() -> None:
     tensor = TernaryTensor.from_codes(CODES, layout="q2_0_64")
     data = tensor.data.copy()

@@ -324,10 +324,9 @@ def test_what_is_not_http_is_counted_and_has_no_line_of_its_own(llm: LLM, caplog
             assert server.ask(b"GARBAGE\r\n\r\n")[0] == 400
         figure = b'bitnet_refused_requests_total{reason="malformed"} 5.0'
         until(lambda: figure in server.ask(request("/metrics", method="GET", body=b""))[2])
-    told = [record.fields for record in caplog.records if record.message == "refused"]  # type: ignore[attr-defined]
-    counts = [fields["count"] for fields in told if fields["reason"] == "malformed"]
-    assert sum(counts) >= 5  # another server of these tests may tell of its own
-    assert len(counts) < 5
+    fields = [record.fields for record in caplog.records if record.message == "refused"]  # type: ignore[attr-defined]
+    told = [found["count"] for found in fields if found["reason"] == "malformed"]
+    assert len(told) < 5 <= sum(told)  # another server that still runs may tell of its own
 
 
 def test_a_limit_that_lets_nobody_in_is_refused(llm: LLM) -> None:

@@ -91,20 +91,19 @@ float int8_row(const Kernels& kernels, const uint8_t* row, Float kind, size_t co
     return largest / 127.0f;
 }
 
-void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, size_t count, size_t columns,
-                int8_t* out, float* scale) {
-    const size_t padded = (columns + kColumns - 1) / kColumns * kColumns, groups = (count + kRows - 1) / kRows;
-    const size_t row_bytes = columns * (kind == Float::f32 ? 4 : 2);
+void pack_bytes(Pool& pool, const Kernels& kernels, const Run& run, const Extent& extent, int8_t* out, float* scale) {
+    const size_t columns = extent.columns, padded = extent.padded(), rows = run.end(extent) - run.first;
     std::vector<float> wide(pool.threads() * padded);
     std::vector<int8_t> narrow(pool.threads() * padded);
     pool.run([&](size_t thread) {
         float* values = wide.data() + thread * padded;
         int8_t* digits = narrow.data() + thread * padded;
-        for (size_t row = groups * thread / pool.threads() * kRows;
-             row < groups * (thread + 1) / pool.threads() * kRows; ++row) {
+        for (size_t i = rows * thread / pool.threads(); i < rows * (thread + 1) / pool.threads(); ++i) {
+            const size_t row = run.first + i;
             std::memset(digits, 0, padded);
             scale[row] = 0;
-            if (row < count) scale[row] = int8_row(kernels, rows + row * row_bytes, kind, columns, values, digits);
+            if (row < extent.rows)
+                scale[row] = int8_row(kernels, run.row(row, columns), run.kind, columns, values, digits);
             int8_t* at = out + row / kRows * kRows * padded + row % kRows * 4;
             for (size_t column = 0; column < padded; column += 4, at += 4 * kRows) std::memcpy(at, digits + column, 4);
         }

@@ -33,16 +33,31 @@ struct Stored {
     ptrdiff_t stride;
 };
 
+// Some rows of a matrix of floats, one after another.
+struct Run {
+    const uint8_t* data;
+    Float kind;
+    size_t first;
+    size_t count;
+
+    // Behind the rows that are placed with these: the last ones bring what fills their group up.
+    size_t end(const Extent& extent) const {
+        return first + count == extent.rows ? extent.groups() * kRows : first + count;
+    }
+    const uint8_t* row(size_t index, size_t columns) const {
+        return data + (index - first) * columns * (kind == Float::f32 ? 4 : 2);
+    }
+};
+
 bool wire_of(std::string_view name, Wire& found);
 
 // Packs into `out` (groups * group_bytes), in the kernels' order; false where bits say what no code says.
 bool pack_ternary(Pool& pool, const Kernels& kernels, Wire wire, const Stored& from, const Extent& extent,
                   uint8_t* out);
 
-// Rows of floats as int8 with a scale each, largest magnitude over 127: `out` has 64 * columns bytes a group, with
-// columns rounded up to 16, and `scale` 64 floats a group.
-void pack_bytes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, size_t count, size_t columns,
-                int8_t* out, float* scale);
+// Rows of floats as int8 with a scale each, largest magnitude over 127, in their places in the whole matrix: `out` has
+// 64 * columns bytes a group, with columns rounded up to 16, and `scale` 64 floats a group.
+void pack_bytes(Pool& pool, const Kernels& kernels, const Run& run, const Extent& extent, int8_t* out, float* scale);
 
 // A row of floats as int8: gives the scale, which is the largest magnitude over 127. `values` is scratch of its length.
 float int8_row(const Kernels& kernels, const uint8_t* row, Float kind, size_t columns, float* values, int8_t* out);

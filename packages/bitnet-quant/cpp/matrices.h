@@ -17,6 +17,15 @@ inline Extent extent_of(size_t rows, size_t columns, size_t segments, Order orde
     return {rows, columns, segments, order};
 }
 
+// Whole rows of a matrix of that extent.
+inline Run run_of(Array<const uint8_t, 1> data, const std::string& kind, size_t first, const Extent& extent) {
+    const Float stored = float_of(kind);
+    const size_t width = extent.columns * width_of(stored), count = data.size() / width;
+    require_size("from", data.size(), count * width);
+    require(first <= extent.rows && count <= extent.rows - first, "from: rows beyond those of the matrix");
+    return {data.data(), stored, first, count};
+}
+
 // A matrix and the arrays that it points into.
 struct Placed {
     Matrix matrix;

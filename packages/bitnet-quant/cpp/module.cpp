@@ -56,11 +56,11 @@ void define_runner(nb::module_& module) {
         .def("pack", &Runner::pack, Released(), "data"_a.noconvert(), "layout"_a, "out"_a.noconvert(), nb::kw_only(),
              "rows"_a, "columns"_a, "segments"_a)
         .def("pack_rows", &Runner::pack_rows, Released(), "data"_a.noconvert(), "kind"_a, "out"_a.noconvert(),
-             "scale"_a.noconvert(), nb::kw_only(), "rows"_a, "columns"_a)
+             "scale"_a.noconvert(), nb::kw_only(), "first"_a = 0, "rows"_a, "columns"_a)
         .def("copy", &Runner::copy, Released(), "data"_a.noconvert(), "out"_a.noconvert())
         .def("splits", &Runner::splits, "columns"_a)
         .def("pack_planes", &Runner::pack_in_planes, Released(), "data"_a.noconvert(), "kind"_a, "out"_a.noconvert(),
-             "scale"_a.noconvert(), "rest"_a.noconvert(), nb::kw_only(), "rows"_a, "columns"_a)
+             "scale"_a.noconvert(), "rest"_a.noconvert(), nb::kw_only(), "first"_a = 0, "rows"_a, "columns"_a)
         .def("begin", &Runner::begin, Released(), "sequences"_a.noconvert(), "pages"_a.noconvert())
         .def("adapt", &Runner::adapt, "adapters"_a)
         .def("keep_in", &Runner::keep_in, "memory"_a.noconvert())

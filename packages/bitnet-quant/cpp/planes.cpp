@@ -15,32 +15,32 @@ float length_of(int64_t square) {
 
 }  // namespace
 
-void pack_planes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, const Extent& extent,
-                 uint8_t* out, float* scale, float* rest) {
-    const size_t columns = extent.columns, padded = extent.padded(), groups = extent.groups();
-    const size_t row_bytes = columns * (kind == Float::f32 ? 4 : 2), next = groups * kRows * padded / 8;
+void pack_planes(Pool& pool, const Kernels& kernels, const Run& run, const Extent& extent, uint8_t* out, float* scale,
+                 float* rest) {
+    const size_t columns = extent.columns, padded = extent.padded(), rows = run.end(extent) - run.first;
+    const size_t all = extent.groups() * kRows, next = all * padded / 8;
     std::vector<float> wide(pool.threads() * columns);
     std::vector<int8_t> narrow(pool.threads() * columns);
     std::vector<uint8_t> unsign(pool.threads() * padded, 128);
     pool.run([&](size_t thread) {
         uint8_t* numbers = unsign.data() + thread * padded;
         int8_t* digits = narrow.data() + thread * columns;
-        for (size_t row = groups * thread / pool.threads() * kRows;
-             row < groups * (thread + 1) / pool.threads() * kRows; ++row) {
+        for (size_t i = rows * thread / pool.threads(); i < rows * (thread + 1) / pool.threads(); ++i) {
+            const size_t row = run.first + i;
             scale[row] = 0;
             if (row < extent.rows)
                 scale[row] =
-                    int8_row(kernels, rows + row * row_bytes, kind, columns, wide.data() + thread * columns, digits);
+                    int8_row(kernels, run.row(row, columns), run.kind, columns, wide.data() + thread * columns, digits);
             else
                 std::memset(digits, 0, columns);
-            for (size_t i = 0; i < columns; ++i) numbers[i] = uint8_t(digits[i] + 128);
+            for (size_t column = 0; column < columns; ++column) numbers[column] = uint8_t(digits[column] + 128);
             int64_t squares[kPlanes];
             kernels.planes->place(numbers, padded / kPlaneColumns, next, out + row * padded / 2,
                                   out + 4 * next + row * padded / 8, squares);
             // Columns that a row lacks have the number 128, of which nothing is below the nibble.
-            for (size_t i = 0; i < kRests; ++i) {
-                const int64_t most = 15 >> i, lacking = int64_t(padded - columns) * most * most;
-                rest[i * groups * kRows + row] = length_of(squares[i] - lacking);
+            for (size_t level = 0; level < kRests; ++level) {
+                const int64_t most = 15 >> level, lacking = int64_t(padded - columns) * most * most;
+                rest[level * all + row] = length_of(squares[level] - lacking);
             }
         }
     });

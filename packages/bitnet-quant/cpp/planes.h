@@ -14,11 +14,11 @@ namespace bitnet {
 constexpr size_t kRests = 3;
 constexpr size_t kMostPlaneColumns = size_t(1) << 16;  // 255 * 128 times so many is what 32 bits hold
 
-// The rows of pack_bytes in planes: `out` has extent.groups() * extent.group_bytes() bytes, and `scale` 64 floats a
-// group. `rest` (kRests, 64 a group) is what a row has below its first 4 + i bits, less the middle of what that could
-// be, as the root of the sum of squares over its columns, rounded up.
-void pack_planes(Pool& pool, const Kernels& kernels, const uint8_t* rows, Float kind, const Extent& extent,
-                 uint8_t* out, float* scale, float* rest);
+// What pack_bytes makes of rows, in planes: `out` has extent.groups() * extent.group_bytes() bytes, and `scale` 64
+// floats a group. `rest` (kRests, 64 a group) is what a row has below its first 4 + i bits, less the middle of what
+// that could be, as the root of the sum of squares over its columns, rounded up.
+void pack_planes(Pool& pool, const Kernels& kernels, const Run& run, const Extent& extent, uint8_t* out, float* scale,
+                 float* rest);
 
 // Where the planes of a group begin, and how far it is from one plane of bits to the next.
 struct Planes {

@@ -249,28 +249,26 @@ public:
                             {from.data(), from.shape(0), from.shape(1), from.stride(0)}, extent, out.data());
     }
 
+    // Of a matrix of so many rows and columns, those from `first` on.
     void pack_rows(Array<const uint8_t, 1> from, const std::string& kind, Array<uint8_t, 1> out, Array<float, 1> scale,
-                   size_t rows, size_t columns) {
-        const Float stored = float_of(kind);
+                   size_t first, size_t rows, size_t columns) {
         const Extent extent = extent_of(rows, columns, 1);
-        require_size("from", from.size(), rows * columns * width_of(stored));
+        const Run run = run_of(from, kind, first, extent);
         require_size("out", out.size(), extent.groups() * kRows * extent.padded());
         require_size("scale", scale.size(), extent.groups() * kRows);
         const std::lock_guard<std::mutex> lock(mutex_);
-        pack_bytes(crew(), engine_.kernels(), from.data(), stored, rows, columns, reinterpret_cast<int8_t*>(out.data()),
-                   scale.data());
+        pack_bytes(crew(), engine_.kernels(), run, extent, reinterpret_cast<int8_t*>(out.data()), scale.data());
     }
 
     void pack_in_planes(Array<const uint8_t, 1> from, const std::string& kind, Array<uint8_t, 1> out,
-                        Array<float, 1> scale, Array<float, 2> rest, size_t rows, size_t columns) {
-        const Float stored = float_of(kind);
+                        Array<float, 1> scale, Array<float, 2> rest, size_t first, size_t rows, size_t columns) {
         const Extent extent = extent_of(rows, columns, 1, Order::planes);
-        require_size("from", from.size(), rows * columns * width_of(stored));
+        const Run run = run_of(from, kind, first, extent);
         require_size("out", out.size(), extent.groups() * extent.group_bytes());
         require_size("scale", scale.size(), extent.groups() * kRows);
         require_shape("rest", rest, kRests, extent.groups() * kRows);
         const std::lock_guard<std::mutex> lock(mutex_);
-        pack_planes(crew(), engine_.kernels(), from.data(), stored, extent, out.data(), scale.data(), rest.data());
+        pack_planes(crew(), engine_.kernels(), run, extent, out.data(), scale.data(), rest.data());
     }
 
     // What many hands move: a core alone is not given all of the memory's speed.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +17,7 @@ pytest.importorskip("bitnet_quant.cpu._native", reason="built without the compil
 
 from bitnet_core import backends, reference
 from bitnet_core.errors import BackendUnavailable, FormatError, OutOfMemory, UnsupportedError
+from bitnet_core.formats import gguf, huggingface
 from bitnet_core.memory import Pool
 from bitnet_core.model import Model, Step, Weights
 from bitnet_core.tensor import TernaryTensor
@@ -300,14 +305,80 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message:
 
 @pytest.mark.parametrize("head", ["f16", "int8"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_rows_that_come_in_runs_are_placed_as_those_that_come_at_once(head: str, tied: bool) -> None:
+def test_rows_that_come_in_runs_are_placed_as_those_that_come_at_once(head: str, tied: bool, isa: str) -> None:
     model = random_model(tiny_spec(vocab_size=97, tied=tied))
     ends = ["embedding"] if tied else ["embedding", "head"]
     whole = dict(model.weights) | {name: np.asarray(model.weights[name], np.float32) for name in ends}
     runs = {name: partial(np.array_split, whole[name], [40, 41, 96]) for name in ends}
     makers = {name: partial(whole.__getitem__, name) for name in whole}
     tokens = some_tokens(model.spec, 9)
-    at_once = run(BACKEND.load(Model(model.spec, whole), head=head), tokens)
-    np.testing.assert_array_equal(
-        run(BACKEND.load(Model(model.spec, Weights(makers, runs)), head=head), tokens), at_once
+    at_once = run(BACKEND.load(Model(model.spec, whole), head=head, isa=isa), tokens)
+    in_runs = BACKEND.load(Model(model.spec, Weights(makers, runs)), head=head, isa=isa)
+    np.testing.assert_array_equal(run(in_runs, tokens), at_once)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K"])
+def test_a_head_of_blocks_is_placed_without_being_whole_beside_its_place(tmp_path: Path, kind: str) -> None:
+    spec = tiny_spec(
+        vocab_size=80_000,
+        hidden_size=256,
+        head_size=64,
+        tied=False,
+        family="llama",
+        activation="silu",
+        sub_norms="none",
     )
+    gguf.save(random_model(spec), tmp_path / "plain.gguf")
+    stored = gguf.KINDS[kind]
+    raw = np.random.default_rng(2).integers(0, 128, (80_000 * 256 // stored.block, stored.size), np.uint8)
+    raw[:, 1::2] &= 7  # small exponents wherever the scales stand
+    with gguf.File(tmp_path / "plain.gguf") as file:
+        blobs = [
+            gguf.Blob(name, place.shape, place.kind, partial(file.raw, name))
+            for name, place in file.tensors.items()
+            if name != "output.weight"
+        ]
+        blobs.append(gguf.Blob("output.weight", (80_000, 256), stored, lambda: raw.reshape(-1)))
+        values = {key: np.float32(value) if isinstance(value, float) else value for key, value in file.metadata.items()}
+        gguf.write(tmp_path / "m.gguf", values, blobs)
+    model = gguf.load(tmp_path / "m.gguf")
+    tracemalloc.start()
+    runner = BACKEND.load(model)  # its pool's memory is not Python's, and not counted
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    tokens = some_tokens(spec, 5)
+    assert peak < 0.5 * 4 * 80_000 * 256
+    plain = BACKEND.load(Model(model.spec, dict(model.weights)))
+    np.testing.assert_array_equal(run(runner, tokens), run(plain, tokens))
+
+
+# Cuts a model's file short between any look at its size and what is done next.
+_CUT_SHORT = """
+import os, sys
+import bitnet_core
+from bitnet_core.errors import FormatError
+from bitnet_quant.cpu import load
+model, look = bitnet_core.load(sys.argv[1]), os.fstat
+def fstat(handle):
+    found = look(handle)
+    os.truncate(sys.argv[2], 20_000)
+    return found
+os.fstat = fstat
+try:
+    load(model)
+except FormatError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("form", ["gguf", "folder"])
+def test_a_file_cut_short_while_it_is_placed_is_refused_not_fatal(tmp_path: Path, form: str) -> None:
+    path = file = tmp_path / "m.gguf"
+    if form == "gguf":
+        gguf.save(random_model(tiny_spec()), path)
+    else:
+        path, file = tmp_path, tmp_path / "model.safetensors"
+        huggingface.save(random_model(tiny_spec()), path)
+    assert file.stat().st_size > 50_000
+    done = subprocess.run([sys.executable, "-c", _CUT_SHORT, path, file], capture_output=True, text=True, check=True)
+    assert "expected the file of" in done.stdout

@@ -124,6 +124,11 @@ def test_what_does_not_fit_is_refused() -> None:
         engine().pack(tensor.data, "tq2_0", right[:-1], rows=8, columns=256, segments=1)
     with pytest.raises(ValueError, match="does not fit"):
         engine().pack(tensor.data, "tq2_0", right, rows=9, columns=256, segments=1)
+    floats, out, scale = np.zeros(4 * 3 * 40, np.uint8), np.zeros(64 * 48, np.uint8), np.zeros(64, np.float32)
+    with pytest.raises(ValueError, match="rows beyond those of the matrix"):
+        engine().pack_rows(floats, "float32", out, scale, first=6, rows=8, columns=40)
+    with pytest.raises(ValueError, match="from: expected 320 elements, got 479"):
+        engine().pack_rows(floats[1:], "float32", out, scale, rows=8, columns=40)
     with pytest.raises(ValueError, match="no layout 'zip'"):
         engine().pack(tensor.data, "zip", right, rows=8, columns=256, segments=1)
     with pytest.raises(ValueError, match="segments that divide"):

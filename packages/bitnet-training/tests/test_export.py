@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import bitnet_core
 from bitnet_core import Model, TernaryTensor, UnsupportedError, generate, reference
 from bitnet_core.chat import ChatTemplate
+from bitnet_core.formats import huggingface
 from bitnet_core.testing import random_model, some_tokens, tiny_spec
 from bitnet_quant import Recipe, Rule, digest
 from bitnet_training.export import export
@@ -56,6 +59,12 @@ def logits(model: nn.Module, tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         found: torch.Tensor = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0]
     return found.numpy()
+
+
+def test_transformers_knows_where_a_text_ends_where_sampling_is_advised(story: Model, tmp_path: Path) -> None:
+    huggingface.save(replace(story, sampling={"temperature": 0.5}), tmp_path)
+    advised = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert (advised.temperature, advised.bos_token_id, advised.eos_token_id) == (0.5, 0, [0])
 
 
 def from_transformers(folder: Path) -> nn.Module:

@@ -24,7 +24,9 @@ Weight = npt.NDArray[np.generic] | TernaryTensor
 ATTENTION = ("q", "k", "v", "o")
 FFN = ("gate", "up", "down")
 
-_SAMPLED = 1 << 16  # bytes of a weight of which a fingerprint looks at the first sixteenth
+_SAMPLED = 16  # rows of a matrix of which a fingerprint looks at the first
+_RUN = 1 << 21  # numbers that are made at a time of what is made in runs
+_TELLING = 8  # rows that tell whether floats are a ternary matrix multiplied out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +138,8 @@ class ModelSpec:
 class Weights(Mapping[str, Weight]):
     """Weights by canonical name, each made when it is asked for.
 
-    What a file holds as it is used comes as a view of the mapped file; what must be unpacked or ternarized
-    is made anew at every access, so that a backend that places one weight after another never holds two. Some of
-    what must be unpacked is so large that it is made in `runs` of rows too.
+    It is read from its file, and unpacked or ternarized, anew at every access, so that a backend that places one
+    weight after another never holds two. What is very large is made in `runs` of rows too.
     """
 
     def __init__(
@@ -174,6 +175,22 @@ def runs_of(weights: Mapping[str, Weight], name: str) -> Iterator[Weight]:
     return weights.runs(name) if isinstance(weights, Weights) else iter((weights[name],))
 
 
+def in_runs(
+    shape: tuple[int, ...], rows: Callable[[int, int], npt.NDArray[np.floating]], whole: Callable[[], Weight]
+) -> Callable[[], Iterator[Weight]]:
+    """What makes a matrix in runs for `Weights`: of `rows` from one to another, or as a `whole` where it is ternary."""
+
+    def runs() -> Iterator[Weight]:
+        if TernaryTensor.detect(rows(0, min(_TELLING, shape[0]))) is not None:
+            yield whole()
+            return
+        step = max(1, _RUN // shape[1] // _SAMPLED) * _SAMPLED
+        for start in range(0, shape[0], step):
+            yield rows(start, min(start + step, shape[0]))
+
+    return runs
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model as its files have it: what it is, its weights, and how text becomes tokens."""
@@ -186,18 +203,13 @@ class Model:
     sampling: Mapping[str, float] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """A hash of what it is and of a sixteenth of its weights' bytes, spread over all: tells models apart."""
+        """A hash of what it is, of its vectors and of each sixteenth row of its matrices: tells models apart."""
         found = hashlib.sha256(repr(self.spec).encode())
         for name in sorted(self.weights):
-            weight = self.weights[name]
-            parts = (weight.data, weight.scale) if isinstance(weight, TernaryTensor) else (weight,)
             found.update(name.encode())
-            for part in parts:
-                found.update(f"{part.dtype} {part.shape}".encode())
-                data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-                whole = len(data) // _SAMPLED * _SAMPLED
-                found.update(data[:whole].reshape(-1, _SAMPLED)[:, : _SAMPLED // 16].tobytes())
-                found.update(data[whole:].tobytes())
+            for run in runs_of(self.weights, name):
+                for part in (run.data, run.scale) if isinstance(run, TernaryTensor) else (run,):
+                    found.update((part if part.ndim < 2 else part[::_SAMPLED]).tobytes())
         return found.hexdigest()
 
 

@@ -98,11 +98,6 @@ class Pages:
         view: npt.NDArray[Any] = slab[page % self.pages_per_slab]  # type: ignore[index]  # owned, so it is there
         return view
 
-    def locate(self, page: int) -> tuple[int, int]:
-        """The slab of a page, and its place there."""
-        self._owned(page)
-        return divmod(page, self.pages_per_slab)
-
     def trim(self) -> int:
         """Give back the slabs in which no page has an owner; the number of slabs."""
         with self._lock:

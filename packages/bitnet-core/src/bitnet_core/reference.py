@@ -103,7 +103,7 @@ class NumpyOperations:
         end = 0
         for rows in chain((values,), map(np.asarray, runs)):
             start, end = end, end + len(rows)
-            buffer.array[start:end] = rows  # a copy: the file may change under a mapped view
+            buffer.array[start:end] = rows
         self._matrices[name] = Matrix(buffer.array, scale)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from . import layouts
 from .errors import FormatError, UnsupportedError
 
 Array = npt.NDArray[np.float32]
-_NEAR = 1 << 17  # bytes looked at while they and what is made of them stay in the cache
+_NEAR = 1 << 18  # bytes looked at while they and what is made of them stay in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +23,7 @@ class TernaryTensor:
     them or one a block of columns. (1, 1) is the scale of BitNet: one for the whole tensor.
     """
 
-    data: npt.NDArray[np.uint8]  # arranged as `layout` says; may be a view of a mapped file, of any strides
+    data: npt.NDArray[np.uint8]  # arranged as `layout` says; of any strides
     scale: Array
     shape: tuple[int, int]  # (out_features, in_features)
     layout: str  # a name in layouts.LAYOUTS
@@ -84,18 +84,27 @@ class TernaryTensor:
             self.check_codes(self.layout, "")
         return digits.view(np.int8) - np.int8(1)
 
+    def counts(self) -> tuple[int, int, int]:
+        """How many codes are -1, 0 and 1."""
+        codes = self.codes()
+        low, high = int((codes == -1).sum()), int((codes == 1).sum())
+        return low, codes.size - low - high, high
+
     def first_bad_code(self) -> int | None:
         """The index, in row-major order, of the first code that is none of -1, 0 and 1."""
         if self.layout == "tq1_0":
             return None  # a digit of base 3 is always one of three
-        step = max(_NEAR // self.data.shape[1], 1)
-        room = np.empty((2, step, self.data.shape[1]), np.uint8)
-        for start in range(0, len(self.data), step):
-            part = self.data[start : start + step]
-            high, bad = room[:, : len(part)]
-            np.right_shift(part, 1, out=high)
-            np.bitwise_and(np.bitwise_and(part, high, out=bad), 0x55, out=bad)
-            if bad.any():
+        data: npt.NDArray[np.unsignedinteger] = self.data
+        if self.data.flags.c_contiguous and self.data.nbytes % 8 == 0:
+            data = self.data.reshape(-1).view(np.uint64)  # processors shift words faster than bytes
+        low = data.dtype.type(0x5555_5555_5555_5555 & np.iinfo(data.dtype).max)
+        step = max(_NEAR // (data.nbytes // len(data)), 1)
+        room = np.empty((step, *data.shape[1:]), data.dtype)
+        for start in range(0, len(data), step):
+            part = data[start : start + step]
+            bad = room[: len(part)]
+            np.bitwise_and(np.right_shift(part, 1, out=bad), part, out=bad)
+            if np.bitwise_and(bad, low, out=bad).max():
                 break
         else:
             return None

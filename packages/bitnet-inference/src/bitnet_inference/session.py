@@ -92,8 +92,7 @@ class Session:
     ) -> Self:
         """A session from a file that the same model wrote, on the same kind of backend; FormatError otherwise."""
         session = cls(engine, tenant=tenant, adapter=adapter)
-        # Read and not mapped: a file that changes meanwhile cannot harm.
-        file = safetensors.SafetensorsFile(path, mapped=False)
+        file = safetensors.SafetensorsFile(path)
         try:
             tokens, content = _read(file, engine)
         finally:

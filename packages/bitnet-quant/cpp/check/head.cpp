@@ -27,8 +27,8 @@ struct Scene {
         Chance chance(rows + columns);
         std::vector<float> weights(rows * columns), x(columns);
         for (float& value : weights) value = chance.fraction();
-        pack_planes(pool, kernels, reinterpret_cast<const uint8_t*>(weights.data()), Float::f32, extent, data.data(),
-                    scale.data(), rest.data());
+        const Run run{reinterpret_cast<const uint8_t*>(weights.data()), Float::f32, 0, rows};
+        pack_planes(pool, kernels, run, extent, data.data(), scale.data(), rest.data());
         for (size_t token = 0; token < tokens; ++token) {
             const float* near = &weights[chance.next() % rows * columns];
             for (size_t i = 0; i < columns; ++i) x[i] = chance.fraction() + (token % 2 ? near[i] : 0);

@@ -138,7 +138,7 @@ def _place(target: str | os.PathLike[str]) -> Path:
 
 
 def _opened(source: str | os.PathLike[str], target: Path, options: dict[str, Any]) -> Model:
-    """The source, read a range at a time: mapped pages would count as this process's memory."""
+    """The source, which must not be what is written."""
     from bitnet_core.hub import resolve  # noqa: PLC0415  # looking at a local file should not pay for the hub's client
 
     path = resolve(os.fspath(source))
@@ -148,7 +148,7 @@ def _opened(source: str | os.PathLike[str], target: Path, options: dict[str, Any
         kept |= {file for file in here.parent.iterdir() if file.name.startswith(part[1]) and _PART.fullmatch(file.name)}
     if place in kept or place in here.parents:
         raise UnsupportedError(f"{target}: is the source, or a part of it; name another target")
-    return load_model(path, mapped=False, **options)
+    return load_model(path, **options)
 
 
 def _form(model: Model, target: Path, layout: str | None) -> str:
@@ -243,8 +243,8 @@ def _staged(target: Path) -> Iterator[Path]:
 
 def _read_back(path: Path, form: str) -> Model:
     if form in FOLDERS:
-        return huggingface.load(path, mapped=False)
-    return gguf.load(path, mapped=False, i2_s_group=64 if form == "i2_s_64" else None)
+        return huggingface.load(path)
+    return gguf.load(path, i2_s_group=64 if form == "i2_s_64" else None)
 
 
 def _put(staged: Path, target: Path) -> None:

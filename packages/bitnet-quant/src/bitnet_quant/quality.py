@@ -158,21 +158,17 @@ def _log_softmax(rows: Array) -> npt.NDArray[np.float64]:
 
 def _quality(name: str, weight: Weight, master: Weight, form: str | None) -> WeightQuality:
     shape = (weight.shape[0], weight.shape[1])
-    near = fidelity(_dense(master), _dense(weight))
+    near = fidelity(dense(master), dense(weight))
     if isinstance(weight, TernaryTensor):
-        size = weight.shape[0] * weight.shape[1]
-        codes = weight.codes()
-        low, high = int((codes == -1).sum()), int((codes == 1).sum())
-        bits = 8 * (weight.data.nbytes + weight.scale.nbytes) / size
-        return WeightQuality(
-            name, shape, "ternary", bits, (low, size - low - high, high), float(weight.scale.mean()), near
-        )
+        bits = 8 * (weight.data.nbytes + weight.scale.nbytes) / math.prod(shape)
+        return WeightQuality(name, shape, "ternary", bits, weight.counts(), float(weight.scale.mean()), near)
     plain = form in (None, "float", "ternary")
     bits = 8.0 * weight.dtype.itemsize if plain else BITS[str(form)]
     return WeightQuality(name, shape, "float" if plain else str(form), bits, None, None, near)
 
 
-def _dense(weight: Weight) -> Any:
+def dense(weight: Weight) -> Any:
+    """A weight as floats."""
     return weight.dense() if isinstance(weight, TernaryTensor) else weight
 
 

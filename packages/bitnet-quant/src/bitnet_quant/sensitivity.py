@@ -15,7 +15,7 @@ from bitnet_core.model import Tokens, Weight, Weights
 from . import blocks
 from .calibrate import calibrate
 from .compensate import output_error
-from .quality import divergence, logits
+from .quality import dense, divergence, logits
 from .recipe import Form, Rule, formed
 from .ternarization import Method
 
@@ -75,7 +75,7 @@ def _projections(model: Model) -> Iterator[str]:
 
 def _output_errors(weight: Weight, rules: Sequence[Rule], second: Any) -> dict[Form, float]:
     floats: Any = weight  # ternary ones were left out
-    return {rule.form: output_error(floats, _dense(formed(weight, rule)), second) for rule in rules}
+    return {rule.form: output_error(floats, dense(formed(weight, rule)), second) for rule in rules}
 
 
 def _divergence(
@@ -90,7 +90,3 @@ def _divergence(
     changed = replace(model, weights=Weights(makers | {name: lambda: weight}))
     pairs = zip(before, logits(changed, windows, backend), strict=True)
     return float(np.concatenate([divergence(old, new) for old, new in pairs]).mean())
-
-
-def _dense(weight: Weight) -> Any:
-    return weight.dense() if isinstance(weight, TernaryTensor) else weight

@@ -26,6 +26,7 @@ from bitnet_core.formats.gguf.model import neighbour_rows, reordered, rotated_he
 from bitnet_core.formats.gguf.names import file_name as gguf_name
 from bitnet_core.formats.huggingface import names
 from bitnet_core.formats.huggingface.config import config_of
+from bitnet_core.formats.huggingface.writer import save_beside
 from bitnet_core.formats.safetensors import DTYPES
 from bitnet_core.model import Weight
 
@@ -184,20 +185,12 @@ class FolderTarget:
         _write_tensors(path / "model.safetensors", [part for name in self._model.spec.shapes()
                                                     for part in self._parts(name, kind, said)])  # fmt: skip
         config = config_of(self._model.spec, packed=self._packed)
-        config |= {"bos_token_id": None, "eos_token_id": None}
         if self._packed:
             config["quantization_config"]["linear_class"] = "bitlinear" if self._divides else "autobitlinear"
             if self._floats:
                 kept = [self._name(name).removesuffix(".weight") for name in self._floats]
                 config["quantization_config"]["modules_to_not_convert"] = kept
-        if tokenizer := self._model.tokenizer:
-            tokenizer.save(path)
-            config |= {"bos_token_id": tokenizer.bos, "eos_token_id": sorted(tokenizer.eos) or None}
-        if self._model.template is not None:
-            _write_text(path / "chat_template.jinja", self._model.template.source)
-        if self._model.sampling:
-            _write_json(path / "generation_config.json", {"do_sample": True, **self._model.sampling})
-        _write_json(path / "config.json", config)
+        save_beside(self._model, path, config)
 
     def _name(self, name: str) -> str:
         return names.file_name(name, self._in_layer)
@@ -267,15 +260,6 @@ def _write_tensors(path: Path, parts: list[_Part]) -> None:
         for part in parts:
             for piece in part.make():
                 stream.write(_raw(piece).data)
-
-
-def _write_json(path: Path, value: object) -> None:
-    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as stream:
-        stream.write(text.encode())
 
 
 def _raw(values: Array) -> npt.NDArray[np.uint8]:

@@ -167,9 +167,7 @@ def _trits(model: Model) -> Iterator[Trits]:
     for name, shape in model.spec.shapes().items():
         weight = model.weights[name] if len(shape) == 2 else None
         if isinstance(weight, TernaryTensor):
-            codes = weight.codes()
-            low, high = int((codes == -1).sum()), int((codes == 1).sum())
-            yield Trits(name, (low, codes.size - low - high, high))
+            yield Trits(name, weight.counts())
 
 
 def _channels(model: Model) -> Iterator[Channels]:

@@ -214,7 +214,7 @@ def _arrays(tensors: Tensors) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 
 def _compare(path: Path, tensors: Tensors) -> None:
     """Whether a file holds what it was given, to the bit."""
-    file = safetensors.SafetensorsFile(path, mapped=False)
+    file = safetensors.SafetensorsFile(path)
     try:
         for name, array in _arrays(tensors):
             if file.array(name).tobytes() != array.tobytes():
@@ -225,7 +225,7 @@ def _compare(path: Path, tensors: Tensors) -> None:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, in memory of their own."""
-    file = safetensors.SafetensorsFile(path, mapped=False)
+    file = safetensors.SafetensorsFile(path)
     try:
         return {name: _tensor(file.array(name)) for name in file.entries}
     finally:

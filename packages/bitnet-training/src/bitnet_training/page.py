@@ -168,9 +168,16 @@ def _axes(scales: _Scales, unit: str) -> Iterator[str]:
     for tick in (low, (low + high) / 2, high):
         y = scales.y(tick)
         yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{_said(tick, unit)}</text>'
+        yield f'<text x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{_tick(tick, high - low, unit)}</text>'
     for step, anchor in zip(scales.steps, ("start", "end"), strict=True):
         yield f'<text x="{scales.x(step):.1f}" y="{_HEIGHT - 4}" text-anchor="{anchor}">{step:.0f}</text>'
+
+
+def _tick(value: float, span: float, unit: str) -> str:
+    """A number beside an axis, with the digits that tell it from the next."""
+    if unit:
+        return f"{value:.{max(0, -math.floor(math.log10(50 * span)))}%}"
+    return f"{value / 1000:,.0f}k" if abs(value) >= 10_000 else shown(value)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -102,9 +102,8 @@ def _trits(found: Model, flags: Flags) -> dict[str, dict[str, float]]:
             tell(place, len(found.weights), name)
             weight = found.weights[name]
             if isinstance(weight, TernaryTensor):
-                codes = weight.codes()
-                low, high = int((codes == -1).sum()), int((codes == 1).sum())
-                counts[name] = {"-1": low, "0": codes.size - low - high, "1": high, "scale": float(weight.scale.mean())}
+                low, zero, high = weight.counts()
+                counts[name] = {"-1": low, "0": zero, "1": high, "scale": float(weight.scale.mean())}
     if not counts:
         raise Refused("--trits: this model has no ternary weights as it is stored")
     return counts

@@ -83,7 +83,7 @@ def quantize(  # noqa: PLR0913  # each is a flag
     ways.check(recipe, calibrate)
     import bitnet_quant  # noqa: PLC0415
 
-    found = models.load(source, flags, mapped=False)
+    found = models.load(source, flags)
     texts = models.windows(found, calibrate, window, windows)
     chosen = _recipe(found, recipe, ways, texts)
     with flags.progress("quantizing") as tell:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..durable import replacing
 from ..errors import FormatError
-from .mapped import MappedFile
+from .ranges import RangeFile
 from .strictjson import parse_json
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -56,10 +56,10 @@ class Entry:
 
 
 class SafetensorsFile:
-    """A safetensors file whose header has been proven; arrays are views of the mapped bytes."""
+    """A safetensors file whose header has been proven; arrays are read when they are asked for."""
 
-    def __init__(self, path: str | os.PathLike[str], *, mapped: bool = True) -> None:
-        self.file = MappedFile(path, mapped=mapped)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.file = RangeFile(path)
         try:
             self.entries, self.metadata = _read_header(self.file)
         except BaseException:
@@ -69,22 +69,29 @@ class SafetensorsFile:
     def array(self, name: str) -> npt.NDArray[Any]:
         """The tensor of that name."""
         entry = self.entries[name]
-        data = self.file.view(entry.start, entry.end, f"tensor {name!r}")
+        data = self.file.read(entry.start, entry.end, f"tensor {name!r}")
         return data.view(entry.dtype).reshape(entry.shape)
+
+    def rows(self, name: str, first: int, last: int) -> npt.NDArray[Any]:
+        """Some rows of the matrix of that name."""
+        entry = self.entries[name]
+        size = entry.shape[1] * entry.dtype.itemsize
+        data = self.file.read(entry.start + first * size, entry.start + last * size, f"tensor {name!r}")
+        return data.view(entry.dtype).reshape(last - first, entry.shape[1])
 
     def close(self) -> None:
         """Let go of the file; arrays stay valid."""
         self.file.close()
 
 
-def _read_header(file: MappedFile) -> tuple[dict[str, Entry], dict[str, str]]:
+def _read_header(file: RangeFile) -> tuple[dict[str, Entry], dict[str, str]]:
     limit = min(_HEADER_LIMIT, file.size - 8)
     if file.size < 8:
         raise FormatError(file.path, "header length", "8 bytes", f"a file of {file.size}")
-    length = int.from_bytes(file.view(0, 8).tobytes(), "little")
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if not 2 <= length <= limit:
         raise FormatError(file.path, "header length", f"2..{limit}", length, offset=0, hint=_other_format(file))
-    data = file.view(8, 8 + length, "header").tobytes()
+    data = file.read(8, 8 + length, "header").tobytes()
     if data[:1] != b"{":
         raise FormatError(file.path, "header", "to begin with {", repr(data[:8]), offset=8)
     # Each entry has one: refusing by count comes before building a million objects.
@@ -97,8 +104,8 @@ def _read_header(file: MappedFile) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, metadata
 
 
-def _other_format(file: MappedFile) -> str | None:
-    start = file.view(0, min(file.size, 16)).tobytes()
+def _other_format(file: RangeFile) -> str | None:
+    start = file.read(0, min(file.size, 16)).tobytes()
     known = {
         b"GGUF": "this is a GGUF file",
         b"PK\x03\x04": "this is a zip archive, perhaps a pickle-based checkpoint: convert it to safetensors",
@@ -117,7 +124,7 @@ def _metadata(value: Any, path: str) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, value: Any, start: int, file: MappedFile) -> Entry:
+def _entry(name: str, value: Any, start: int, file: RangeFile) -> Entry:
     field = f"tensor {name!r}"
     if not 1 <= len(name) <= _NAME_LIMIT or _CONTROL.search(name) or ".." in re.split(r"[/\\]", name):
         raise FormatError(file.path, field, f"a name of 1..{_NAME_LIMIT} plain characters", name)
@@ -147,7 +154,7 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _check_tiling(entries: Mapping[str, Entry], start: int, file: MappedFile) -> None:
+def _check_tiling(entries: Mapping[str, Entry], start: int, file: RangeFile) -> None:
     """Tensors must cover the rest of the file, each byte once: nothing can hide in a hole."""
     end = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):

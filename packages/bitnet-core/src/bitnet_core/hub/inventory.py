@@ -158,17 +158,15 @@ def _commit_here(store: Store, wanted: Name) -> str:
 
 
 def _pinned(store: Store, repo: str) -> list[str]:
-    try:
+    with disk_errors(store.pins(repo)), suppress(FileNotFoundError):
         return sorted(entry.name for entry in os.scandir(store.pins(repo)) if names.is_commit(entry.name))
-    except FileNotFoundError:
-        return []
+    return []
 
 
 def _folders(store: Store) -> list[Path]:
-    try:
+    with disk_errors(store.root), suppress(FileNotFoundError):
         return [Path(entry.path) for entry in os.scandir(store.root) if _is_model(entry)]
-    except FileNotFoundError:
-        return []
+    return []
 
 
 def _is_model(entry: os.DirEntry[str]) -> bool:

@@ -74,7 +74,7 @@ def scratch_file(scratch: Path) -> Iterator[Path]:
 
 def leftovers(scratch: Path, older_than: float) -> Iterator[Path]:
     """The parts and scratch files in a folder that nobody has written to since that time."""
-    with suppress(FileNotFoundError):
+    with disk_errors(scratch), suppress(FileNotFoundError):
         for entry in os.scandir(scratch):
             if not (_PART.fullmatch(entry.name) or _SCRATCH.fullmatch(entry.name)):
                 continue
@@ -86,7 +86,7 @@ def leftovers(scratch: Path, older_than: float) -> Iterator[Path]:
 def parts(blobs: Path, digest: str | None = None) -> list[tuple[int, Path]]:
     """Size and path of the parts in a folder of blobs, of one blob if `digest` is given, the largest first."""
     found = []
-    with suppress(FileNotFoundError):
+    with disk_errors(blobs), suppress(FileNotFoundError):
         for entry in os.scandir(blobs):
             match = _PART.fullmatch(entry.name)
             if match is None or digest not in {None, match["digest"]}:

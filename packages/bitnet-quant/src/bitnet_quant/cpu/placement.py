@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy.typing as npt
 
 from bitnet_core.errors import UnsupportedError
 from bitnet_core.memory import Buffer, Pool
-from bitnet_core.model import Array, Model, Weight, runs_of
+from bitnet_core.model import Array, Model, runs_of
 from bitnet_core.tensor import TernaryTensor
 
 from . import _native
@@ -18,6 +20,7 @@ from . import _native
 _PROJECTIONS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 _SLAB_BYTES = 128 << 20  # of ternary matrices that lie side by side
 _LINE = 64  # bytes of the cache's line, at which matrices begin
+_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}  # bytes of the kinds of floats
 _VECTORS = (
     "attn.norm",
     "ffn.norm",
@@ -28,6 +31,7 @@ _VECTORS = (
     "attn.post_norm",
     "ffn.post_norm",
 )
+_Rows = Iterator[npt.NDArray[np.uint8]]  # the bytes of a matrix of floats, as many rows at a time as come at once
 
 
 class Placement:
@@ -85,9 +89,7 @@ class Placement:
         names = set(self._model.spec.layer_shapes())
         prefix = f"layers.{layer}."
         for which, name in enumerate(_PROJECTIONS):
-            matrix = self._matrix(
-                prefix + name, self._model.weights[prefix + name], floats=self._model.spec.inputs == "float"
-            )
+            matrix = self._matrix(prefix + name, floats=self._model.spec.inputs == "float")
             norm = self._vector(f"{prefix}{name}.norm") if f"{name}.norm" in names else None
             bias = self._vector(f"{prefix}{name}.bias") if f"{name}.bias" in names else None
             self._engine.set_matrix(layer, which, matrix, norm, bias)
@@ -97,20 +99,15 @@ class Placement:
 
     def _place_ends(self, *, narrow: bool) -> tuple[_native.Matrix, _native.Matrix]:
         """The embedding and the head, which may be one weight; `narrow` makes int8 of a head of floats."""
-        weight = self._first("embedding")
-        if isinstance(weight, TernaryTensor):
-            embedding = last = self._ternary("embedding", weight, floats=True)
+        found, rows = self._rows("embedding")
+        if isinstance(found, TernaryTensor):
+            embedding = last = self._ternary("embedding", found, floats=True)
         else:
-            rows = self._floats("embedding", weight)
-            embedding = last = self._dense("embedding", rows, weight)
-            if self._model.spec.tied and narrow:
-                last = self._bytes("embedding", rows, weight)
+            embedding, copied = self._dense("embedding", rows, found)
+            last = self._bytes("embedding", copied, found) if self._model.spec.tied and narrow else embedding
+            deque(copied, maxlen=0)
         if not self._model.spec.tied:
-            weight = self._model.weights["head"] if narrow else self._first("head")
-            if narrow and not isinstance(weight, TernaryTensor):
-                last = self._bytes("head", _as_bytes(np.ascontiguousarray(weight)), weight)
-            else:
-                last = self._matrix("head", weight, floats=True)
+            last = self._matrix("head", floats=True, narrow=narrow)
         return embedding, last
 
     def _vector(self, name: str) -> Array:
@@ -119,30 +116,36 @@ class Placement:
         placed[...] = values
         return placed
 
-    def _matrix(self, name: str, weight: Weight, *, floats: bool) -> _native.Matrix:
-        if isinstance(weight, TernaryTensor):
-            return self._ternary(name, weight, floats=floats)
-        return self._dense(name, self._floats(name, weight), weight)
+    def _matrix(self, name: str, *, floats: bool, narrow: bool = False) -> _native.Matrix:
+        found, rows = self._rows(name)
+        if isinstance(found, TernaryTensor):
+            return self._ternary(name, found, floats=floats)
+        if narrow:
+            return self._bytes(name, rows, found)
+        matrix, copied = self._dense(name, rows, found)
+        deque(copied, maxlen=0)
+        return matrix
 
-    def _first(self, name: str) -> Weight:
-        """All of a weight, or so many rows of it that they tell its type."""
-        return next(runs_of(self._model.weights, name))
+    def _rows(self, name: str) -> tuple[TernaryTensor | str, _Rows]:
+        """A weight that is ternary, or the kind of floats that it has and all its rows."""
+        runs = runs_of(self._model.weights, name)
+        first = next(runs)
+        rows = (_as_bytes(np.ascontiguousarray(run)) for run in chain((first,), runs))
+        return first if isinstance(first, TernaryTensor) else _kind(name, first), rows
 
-    def _floats(self, name: str, weight: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """A copy of all rows of which `weight` has the first: the file may change under a mapped view."""
-        rows, columns = self._model.spec.shapes()[name]
-        placed = self.take(rows * columns * weight.itemsize, np.uint8)
-        runs = iter((weight,)) if len(weight) == rows else runs_of(self._model.weights, name)
-        end = 0
-        for run in runs:
-            data = _as_bytes(np.ascontiguousarray(run))
-            start, end = end, end + len(data)
-            self._engine.copy(data, placed[start:end])
-        return placed
+    def _dense(self, name: str, rows: _Rows, kind: str) -> tuple[_native.Matrix, _Rows]:
+        """A matrix of floats, which is whole when the same rows have been taken from what is given with it."""
+        count, columns = self._model.spec.shapes()[name]
+        placed = self.take(count * columns * _SIZES[kind], np.uint8)
 
-    def _dense(self, name: str, placed: npt.NDArray[np.uint8], weight: npt.NDArray[Any]) -> _native.Matrix:
-        rows, columns = self._model.spec.shapes()[name]
-        return _native.Matrix.dense(placed, kind=_kind(name, weight), rows=rows, columns=columns)
+        def copied() -> _Rows:
+            end = 0
+            for data in rows:
+                start, end = end, end + len(data)
+                self._engine.copy(data, placed[start:end])
+                yield data
+
+        return _native.Matrix.dense(placed, kind=kind, rows=count, columns=columns), copied()
 
     def _ternary(self, name: str, tensor: TernaryTensor, *, floats: bool) -> _native.Matrix:
         rows, columns = tensor.shape
@@ -166,21 +169,25 @@ class Placement:
             data, scale.reshape(-1), rows=rows, columns=columns, segments=segments, each=each, floats=floats
         )
 
-    def _bytes(self, name: str, wide: npt.NDArray[np.uint8], weight: npt.NDArray[Any]) -> _native.Matrix:
-        """Floats of the weight's type as int8 with a scale a row: in planes where rows can be read in part."""
+    def _bytes(self, name: str, wide: _Rows, kind: str) -> _native.Matrix:
+        """Rows of floats of that kind as int8 with a scale a row: in planes where rows can be read in part."""
         rows, columns = self._model.spec.shapes()[name]
-        kind = _kind(name, weight)
         placed_rows = -(-rows // _native.ROWS) * _native.ROWS
         scale = self.take(placed_rows, np.float32)
         planes = self._engine.splits(columns)
         unit = _native.PLANE_COLUMNS if planes else _native.COLUMNS
         data = self.take(placed_rows * -(-columns // unit) * unit, np.uint8)
-        if planes:
-            rest = self.take((_native.RESTS, placed_rows), np.float32)
-            self._engine.pack_planes(wide, kind, data, scale, rest, rows=rows, columns=columns)
-            return _native.Matrix.planes(data, scale, rest, rows=rows, columns=columns)
-        self._engine.pack_rows(wide, kind, data, scale, rows=rows, columns=columns)
-        return _native.Matrix.bytes(data, scale, rows=rows, columns=columns)
+        rest = self.take((_native.RESTS, placed_rows), np.float32) if planes else None
+        first = 0
+        for run in wide:
+            if rest is None:
+                self._engine.pack_rows(run, kind, data, scale, first=first, rows=rows, columns=columns)
+            else:
+                self._engine.pack_planes(run, kind, data, scale, rest, first=first, rows=rows, columns=columns)
+            first += len(run) // (columns * _SIZES[kind])
+        if rest is None:
+            return _native.Matrix.bytes(data, scale, rows=rows, columns=columns)
+        return _native.Matrix.planes(data, scale, rest, rows=rows, columns=columns)
 
 
 def _whole_lines(nbytes: int) -> int:
@@ -189,7 +196,7 @@ def _whole_lines(nbytes: int) -> int:
 
 def _kind(name: str, weight: npt.NDArray[Any]) -> str:
     kind = weight.dtype.name
-    if kind not in ("float16", "bfloat16", "float32"):
+    if kind not in _SIZES:
         raise UnsupportedError(
             f"{name}: the cpu backend multiplies float16, bfloat16, float32 and ternary weights, got {kind}"
         )

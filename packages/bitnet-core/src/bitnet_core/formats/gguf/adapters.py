@@ -23,23 +23,24 @@ def load_adapter(path: str | os.PathLike[str], spec: ModelSpec, name: str | None
     with File(path) as file:
         architecture = ARCHITECTURES[architecture_of(file.path, file.metadata)]
         alpha = _alpha(file)
-        if architecture.family != spec.family:
-            raise FormatError(file.path, "kv 'general.architecture'", spec.family, architecture.family)
-        expected = {
+        expected = "llama" if spec.family == "mistral" else spec.family  # GGUF has one name for both
+        if architecture.family != expected:
+            raise FormatError(file.path, "kv 'general.architecture'", expected, architecture.family)
+        projections = {
             names.file_name(f"layers.{layer}.{projection}"): f"layers.{layer}.{projection}"
             for layer in range(spec.layers)
             for projection in names.PROJECTIONS
         }
         for stored in file.tensors:
             weight, _, side = stored.rpartition(".")
-            if weight not in expected or side not in ("lora_a", "lora_b"):
+            if weight not in projections or side not in ("lora_a", "lora_b"):
                 raise UnsupportedError(
                     f"{file.path}: tensor {printable(stored)}: only lora_a and lora_b of the seven projections of "
                     f"this model's {spec.layers} layers are supported"
                 )
         found = {
             canonical: _pair(file, spec, weight, canonical, alpha, permuted=architecture.permuted)
-            for weight, canonical in expected.items()
+            for weight, canonical in projections.items()
             if f"{weight}.lora_a" in file.tensors or f"{weight}.lora_b" in file.tensors
         }
     if not found:

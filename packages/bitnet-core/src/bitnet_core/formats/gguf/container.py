@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ...errors import FormatError, UnsupportedError
 from ...model import Weight
-from ..mapped import MappedFile
+from ..ranges import RangeFile
 from . import types
 from .blocks import Bytes
 from .header import Entry, Header, padded, read_header
@@ -42,35 +42,32 @@ class Tensor:
 class File:
     """An opened GGUF file, or all the files of a split one, whichever of them is named.
 
-    Nothing but the header is read before a tensor is asked for. A tensor stays valid after the file is closed;
-    if it is a view of the mapped bytes, it needs the file to keep its length. `mapped=False` copies instead.
+    Nothing but the header is read before a tensor is asked for, and a tensor is read anew each time.
     """
 
     metadata: Mapping[str, object]
     tensors: Mapping[str, Tensor]
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, strict: bool = False, mapped: bool = True, i2_s_group: int = 128
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, strict: bool = False, i2_s_group: int = 128) -> None:
         """`strict` refuses bytes behind the last tensor; `i2_s_group` is 64 for I2_S files of bitnet.cpp on ARM."""
         if i2_s_group not in (64, 128):
             raise ValueError(f"I2_S comes in groups of 64 and of 128, got {i2_s_group}")
         self.path = os.fspath(path)
-        self._files: list[MappedFile] = []
+        self._files: list[RangeFile] = []
         # Weights that are made late hold on to this object; the files are closed when the last of them goes.
         self._finalizer = weakref.finalize(self, _close, self._files)
         try:
-            self._open(strict, mapped, i2_s_group)
+            self._open(strict, i2_s_group)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, strict: bool, mapped: bool, i2_s_group: int) -> None:
-        headers = [self._read(self.path, mapped)]
+    def _open(self, strict: bool, i2_s_group: int) -> None:
+        headers = [self._read(self.path)]
         count = _split_number(headers[0], self.path, "split.count", 1)
         if count > 1:
             self._files.pop().close()
-            headers = _read_shards(self.path, count, lambda shard: self._read(shard, mapped))
+            headers = _read_shards(self.path, count, self._read)
         self.version = headers[0].version
         self.metadata = headers[0].metadata
         places = [_Places(file, header) for file, header in zip(self._files, headers, strict=True)]
@@ -84,8 +81,8 @@ class File:
                 found[tensor.name] = tensor
         self.tensors = MappingProxyType(found)
 
-    def _read(self, path: str, mapped: bool) -> Header:
-        file = MappedFile(path, mapped=mapped)
+    def _read(self, path: str) -> Header:
+        file = RangeFile(path)
         self._files.append(file)
         return read_header(file)
 
@@ -93,7 +90,7 @@ class File:
         """The bytes of a tensor as they lie in the file."""
         tensor = self.tensors[name]
         file = self._files[tensor.shard]
-        return file.view(tensor.start, tensor.start + tensor.nbytes, f"tensor {name!r}")
+        return file.read(tensor.start, tensor.start + tensor.nbytes, f"tensor {name!r}")
 
     def tensor(self, name: str) -> Weight:
         """A tensor: F32, F16 and BF16 as they are stored, ternary ones as such, all others as float32."""
@@ -104,7 +101,7 @@ class File:
         """Some rows of a matrix that is neither ternary nor scaled by its tail, as `tensor` gives them."""
         place = self.tensors[name]
         size = place.nbytes // place.shape[0]
-        raw = self._files[place.shard].view(place.start + first * size, place.start + last * size, f"tensor {name!r}")
+        raw = self._files[place.shard].read(place.start + first * size, place.start + last * size, f"tensor {name!r}")
         return types.numbers(place.kind, raw).reshape(last - first, place.shape[1])
 
     def path_of(self, name: str) -> str:
@@ -122,7 +119,7 @@ class File:
         self.close()
 
 
-def _close(files: Sequence[MappedFile]) -> None:
+def _close(files: Sequence[RangeFile]) -> None:
     for file in files:
         file.close()
 
@@ -181,7 +178,7 @@ def _check_shard(header: Header, path: str, number: int, count: int, before: Seq
 class _Places:
     """A file's tensors with the bytes that each has from its offset on."""
 
-    file: MappedFile
+    file: RangeFile
     header: Header
 
     def rooms(self) -> list[tuple[Entry, int, bool]]:

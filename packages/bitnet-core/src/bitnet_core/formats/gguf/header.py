@@ -19,7 +19,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ...errors import FormatError, printable
-from ..mapped import MappedFile
+from ..ranges import RangeFile
 from .strings import Strings, find_strings
 
 _COUNT_LIMIT = 65_536  # of values and of tensors; the largest ternary models have a few hundred
@@ -102,7 +102,7 @@ class _Span:
 class _Cursor:
     """Walks over a file from its start; nothing is taken that the file does not have."""
 
-    def __init__(self, file: MappedFile) -> None:
+    def __init__(self, file: RangeFile) -> None:
         self.file = file
         self.path = file.path
         self.position = 0
@@ -117,7 +117,7 @@ class _Cursor:
         while len(self.buffer) < end:
             start = len(self.buffer)
             stop = min(max(end, start + _STEP), self.file.size)
-            self.buffer += self.file.view(start, stop, "header").data
+            self.buffer += self.file.read(start, stop, "header").data
 
     def take(self, count: int, field: str) -> int:
         """Where the next `count` bytes begin."""
@@ -149,7 +149,7 @@ def padded(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
-def read_header(file: MappedFile) -> Header:
+def read_header(file: RangeFile) -> Header:
     """The header of an opened file."""
     if file.size < 24:
         raise FormatError(file.path, "header", "at least 24 bytes", file.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -13,14 +13,13 @@ import numpy.typing as npt
 
 from ... import layouts
 from ...errors import FormatError, UnsupportedError
-from ...model import Model, ModelSpec, Weight, Weights
+from ...model import Model, ModelSpec, Weight, Weights, in_runs
 from ...tensor import TernaryTensor
 from .. import advice
 from . import names
 from .container import File
 from .metadata import ARCHITECTURES, INPUTS_KEY, Inputs, architecture_of, read_spec
 
-_RUN = 1 << 18  # elements that are decoded at a time
 _SAMPLING = (
     ("temperature", "general.sampling.temp"),
     ("top_p", "general.sampling.top_p"),
@@ -34,15 +33,14 @@ def load(
     i2_s_group: Literal[64, 128] | None = None,
     inputs: Inputs | None = None,
     strict: bool = False,
-    mapped: bool = True,
 ) -> Model:
     """The model in a file; of a split one, any part names it.
 
     `i2_s_group` is 64 for I2_S files that bitnet.cpp wrote on ARM; nothing in them says so. `inputs` is what
     ternary projections multiply; None leaves it to what the file tells. `strict` refuses bytes behind the last
-    tensor, `mapped=False` copies every weight out of the file instead of mapping it.
+    tensor.
     """
-    file = File(path, strict=strict, mapped=mapped, i2_s_group=i2_s_group or 128)
+    file = File(path, strict=strict, i2_s_group=i2_s_group or 128)
     try:
         return _assemble(file, inputs)
     except BaseException:
@@ -60,11 +58,15 @@ def _assemble(file: File, inputs: Inputs | None) -> Model:
     _check_tensors(file, spec, permuted=architecture.permuted)
     spec = replace(spec, inputs=inputs or _inputs(file, architecture.family))
     makers = {name: _maker(file, spec, name, architecture.permuted) for name in spec.shapes()}
-    ends = [name for name in ("embedding", "head") if name in makers]
-    decoded = [name for name in ends if file.tensors[names.file_name(name)].kind.decode]
+    whole: dict[str, str] = {name: names.file_name(name) for name in ("embedding", "head") if name in makers}
+    runs = {
+        name: in_runs(spec.shapes()[name], partial(file.rows, stored), makers[name])
+        for name, stored in whole.items()
+        if file.tensors[stored].kind.by_rows
+    }
     return Model(
         spec,
-        Weights(makers, {name: partial(_runs, file, names.file_name(name)) for name in decoded}),
+        Weights(makers, runs),
         Tokenizer.from_gguf(file.metadata, file.path),
         ChatTemplate.from_gguf(file.metadata, file.path),
         _sampling(file),
@@ -141,14 +143,6 @@ def _vector(file: File, stored: str, heads: int = 0) -> npt.NDArray[np.float32]:
         raise UnsupportedError(f"{file.path_of(stored)}: tensor {stored!r}: a vector of ternary numbers is not read")
     vector = values.astype(np.float32, copy=False)
     return vector[half_split_rows(len(vector), heads)] if heads else vector
-
-
-def _runs(file: File, stored: str) -> Iterator[Weight]:
-    """A matrix of blocks, decoded some rows at a time."""
-    rows, columns = file.tensors[stored].shape
-    step = max(1, _RUN // columns)
-    for first in range(0, rows, step):
-        yield file.rows(stored, first, min(first + step, rows))
 
 
 def _matrix(file: File, stored: str, scale: str | None, heads: int) -> Weight:

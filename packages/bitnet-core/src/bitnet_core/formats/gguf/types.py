@@ -1,6 +1,6 @@
 """The tensor types of GGUF files: how many bytes each takes, and what they mean.
 
-Ternary types come as a TernaryTensor whose data is a view of the file's bytes; the scales between them are
+Ternary types come as a TernaryTensor whose data is a view of the bytes that were read; the scales between them are
 copied out. F32, F16 and BF16 come as views, all others as float32.
 """
 
@@ -46,6 +46,11 @@ class Kind:
     def plain(self) -> bool:
         """Whether numbers are stored as they are used."""
         return self.read and self.block == 1 and not self.tail
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some rows of numbers can be read without the others."""
+        return self.plain or self.decode is not None
 
     def nbytes(self, shape: Sequence[int]) -> int | None:
         """What a tensor of `shape` takes; None where its blocks do not fit it."""

@@ -11,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import types
-from .blocks import Bytes
 from .container import File, Tensor
-from .types import Kind
 
 _CHUNK = 1 << 22  # elements looked at at a time
 
@@ -32,9 +30,9 @@ class Finding:
     problem: str | None = None  # one line, or None where all is well
 
 
-def verify(path: str | os.PathLike[str], *, i2_s_group: Literal[64, 128] = 128, mapped: bool = True) -> list[Finding]:
+def verify(path: str | os.PathLike[str], *, i2_s_group: Literal[64, 128] = 128) -> list[Finding]:
     """A finding for every tensor of a file, in the file's order; what cannot be opened raises."""
-    with File(path, i2_s_group=i2_s_group, mapped=mapped) as file:
+    with File(path, i2_s_group=i2_s_group) as file:
         return [_ternary(file, place) if place.kind.layout else _floats(file, place) for place in file.tensors.values()]
 
 
@@ -50,32 +48,30 @@ def _ternary(file: File, place: Tensor) -> Finding:
         problem = f"{nan + inf} of {tensor.scale.size} scales are not finite"
     elif place.kind.tail and tensor.scale[0, 0] <= 0:
         problem = f"the scale is {tensor.scale[0, 0]}"
-    codes = tensor.codes()
-    low, high = int((codes == -1).sum()), int((codes == 1).sum())
-    trits = (low, codes.size - low - high, high)
-    return Finding(place.name, place.kind.name, None, nan, inf, trits, tensor.digest(), problem)
+    return Finding(place.name, place.kind.name, None, nan, inf, tensor.counts(), tensor.digest(), problem)
 
 
 def _floats(file: File, place: Tensor) -> Finding:
-    raw, kind = file.raw(place.name), place.kind
     first: int | None = None
     nan = inf = 0
-    for start, values in _chunks(raw, kind):
+    for start, values in _chunks(file, place):
         finite = np.isfinite(values)
         if not finite.all():
             first = start + int(np.argmin(finite)) if first is None else first
             nan += int(np.isnan(values).sum())
             inf += int(np.isinf(values).sum())
     problem = f"{nan} numbers are NaN, {inf} are infinite" if nan + inf else None
-    return Finding(place.name, kind.name, first, nan, inf, problem=problem)
+    return Finding(place.name, place.kind.name, first, nan, inf, problem=problem)
 
 
-def _chunks(raw: Bytes, kind: Kind) -> Iterator[tuple[int, npt.NDArray[np.floating[Any]]]]:
+def _chunks(file: File, place: Tensor) -> Iterator[tuple[int, npt.NDArray[np.floating[Any]]]]:
     """The numbers of a tensor, some at a time, each with the index of the first."""
-    if kind.tail:  # bytes are finite if their scale is
-        yield 0, np.array([types.tail_scale(kind, raw)])
-        return
-    step = _CHUNK // kind.block
-    for block in range(0, len(raw) // kind.size, step):
-        part = raw[block * kind.size : (block + step) * kind.size]
-        yield block * kind.block, types.numbers(kind, part)
+    if place.kind.tail:  # bytes are finite if their scale is
+        yield 0, np.array([types.tail_scale(place.kind, file.raw(place.name))])
+    elif len(place.shape) == 2:
+        rows, columns = place.shape
+        step = max(1, _CHUNK // columns)
+        for first in range(0, rows, step):
+            yield first * columns, file.rows(place.name, first, min(first + step, rows)).reshape(-1)
+    else:
+        yield 0, types.numbers(place.kind, file.raw(place.name))

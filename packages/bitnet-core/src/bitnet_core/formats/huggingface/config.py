@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import msgspec
+
 from ... import rope
 from ...errors import FormatError, UnsupportedError, printable
 from ...families import FAMILIES, Family
@@ -61,7 +63,7 @@ def spec_from_config(
     family = FAMILIES[name]
     _refuse_unknown_arithmetic(config, file)
     head_size = _head_size(config, family, file)
-    windows = _windows(config, name, file)
+    windows = _windows(config, name, family.window, file)
     # A model that only makes embeddings is published as its trunk.
     pooled = not (config.architectures or ["ForCausalLM"])[0].endswith("ForCausalLM")
     tied = family.tied if config.tie_word_embeddings is None else config.tie_word_embeddings
@@ -78,7 +80,7 @@ def spec_from_config(
         head_size=head_size,
         context=config.max_position_embeddings,
         rope=_rope(config, family, head_size, "full_attention", file),
-        local_rope=_rope(config, family, head_size, "sliding_attention", file) if windows else None,
+        local_rope=_local_rope(config, family, head_size, file) if windows else None,
         windows=windows,
         norm_eps=norm_eps,
         activation=_activation(config, family, file),
@@ -149,11 +151,14 @@ def _biases(config: Config, family: Family) -> tuple[str, ...]:
     return attention + (tuple(f"ffn.{name}" for name in FFN) if config.mlp_bias else ())
 
 
-def _windows(config: Config, family: str, file: str | os.PathLike[str]) -> tuple[int, ...]:
+def _windows(config: Config, family: str, default: int | None, file: str | os.PathLike[str]) -> tuple[int, ...]:
     """Positions that each layer sees back; () where all layers see everything."""
-    if config.sliding_window is None or not (family == "gemma3" or config.use_sliding_window):
+    layers = config.num_hidden_layers
+    size = default if config.sliding_window is msgspec.UNSET else config.sliding_window
+    if size is None or not (family in ("gemma3", "mistral") or config.use_sliding_window):
         return ()
-    layers, size = config.num_hidden_layers, config.sliding_window
+    if family == "mistral":
+        return (size,) * layers
     if config.layer_types is None:
         if family != "gemma3":
             raise FormatError(file, "layer_types", "a list, since use_sliding_window is set", "none")
@@ -162,6 +167,11 @@ def _windows(config: Config, family: str, file: str | os.PathLike[str]) -> tuple
     if len(config.layer_types) != layers:
         raise FormatError(file, "layer_types", f"{layers} entries, one a layer", len(config.layer_types))
     return tuple(size if kind == "sliding_attention" else 0 for kind in config.layer_types)
+
+
+def _local_rope(config: Config, family: Family, head_size: int, file: str | os.PathLike[str]) -> Rope | None:
+    """The rotation of the layers with a window, if the family has one for them."""
+    return _rope(config, family, head_size, "sliding_attention", file) if family.local_theta else None
 
 
 def _rope(config: Config, family: Family, head_size: int, layers: str, file: str | os.PathLike[str]) -> Rope:
@@ -174,7 +184,7 @@ def _rope(config: Config, family: Family, head_size: int, layers: str, file: str
         stretch, path = config.rope_scaling, "rope_scaling"
     default = config.rope_theta or family.theta
     if layers == "sliding_attention":
-        default = config.rope_local_base_freq or 10000.0
+        default = config.rope_local_base_freq or family.local_theta or default
     theta = stretch.rope_theta or default
     size = int(head_size * (stretch.partial_rotary_factor or config.partial_rotary_factor or 1.0))
     if size % 2 or not 2 <= size <= head_size:
@@ -278,8 +288,11 @@ def _positions_of(spec: ModelSpec) -> dict[str, Any]:
             "attention_factor": spec.rope.magnitude,
             "original_max_position_embeddings": spec.context,
         }
-    if spec.windows:
+    if spec.family == "mistral":
+        config["sliding_window"] = max(spec.windows, default=None)
+    elif spec.windows:
         config["sliding_window"] = max(spec.windows)
+        config["use_sliding_window"] = True
         config["layer_types"] = ["sliding_attention" if size else "full_attention" for size in spec.windows]
     if spec.local_rope:
         config["rope_local_base_freq"] = spec.local_rope.theta

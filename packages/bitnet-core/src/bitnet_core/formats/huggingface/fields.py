@@ -80,7 +80,7 @@ class Config(msgspec.Struct):
     rope_interleaved: bool | None = None
     partial_rotary_factor: Positive | None = None
     layer_types: list[LayerType] | None = None
-    sliding_window: Count | None = None
+    sliding_window: Count | msgspec.UnsetType | None = msgspec.UNSET  # null says that there is none
     sliding_window_pattern: Depth | None = None
     use_sliding_window: bool | None = None
     use_bidirectional_attention: bool | None = None

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from ... import arithmetic
 from ...errors import FormatError, UnsupportedError
 from ...families import FAMILIES
-from ...model import Model, ModelSpec, Weight, Weights
+from ...model import Model, ModelSpec, Weight, Weights, in_runs
 from ...tensor import TernaryTensor
 from .. import advice
 from ..safetensors import SafetensorsFile
@@ -58,6 +58,9 @@ class Source:
     def array(self) -> npt.NDArray[Any]:
         return self.file.array(self.name)
 
+    def rows(self, first: int, last: int) -> npt.NDArray[Any]:
+        return _narrowed(self.file.rows(self.name, first, last))
+
     def refuse(self, expected: object, got: object) -> FormatError:
         return FormatError(self.file.file.path, f"tensor {self.name!r}", expected, got)
 
@@ -67,7 +70,6 @@ def load(
     *,
     masters: bool | None = None,
     inputs: Literal["int8", "float"] | None = None,
-    mapped: bool = True,
 ) -> Model:
     """The model in a folder.
 
@@ -80,7 +82,7 @@ def load(
     path = Path(folder) / "config.json"
     config = parse_config(read_json(path, limit=CONFIG_LIMIT, same_duplicates=True), path)
     family = family_of(config, path)
-    sources = _canonical(_open_tensors(Path(folder), mapped), FAMILIES[family].post_norms)
+    sources = _canonical(_open_tensors(Path(folder)), FAMILIES[family].post_norms)
     trained = family == "bitnet" or config.quantization_config is not None  # by BitNet's recipe
     form = _form_of(sources, config, trained, masters)
     spec = spec_from_config(
@@ -91,23 +93,27 @@ def load(
         headless="head" not in sources,
     )
     makers = _makers(sources, spec, form, config, folder)
+    whole: dict[str, Source] = {
+        name: sources[name] for name in ("embedding", "head") if name in makers and sources[name].dtype != np.uint8
+    }
+    runs = {name: in_runs(source.shape, source.rows, makers[name]) for name, source in whole.items()}
     return Model(
-        spec, Weights(makers), Tokenizer.from_folder(folder), ChatTemplate.from_folder(folder), _sampling(folder)
+        spec, Weights(makers, runs), Tokenizer.from_folder(folder), ChatTemplate.from_folder(folder), _sampling(folder)
     )
 
 
-def _open_tensors(folder: Path, mapped: bool) -> dict[str, Source]:
+def _open_tensors(folder: Path) -> dict[str, Source]:
     """Every tensor of the folder's safetensors files, by the name it has there."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return _open_shards(index, mapped)
+        return _open_shards(index)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         single = folder / "model.safetensors"
         if single not in files:
             raise _no_single_file(folder, files)
         files = [single]
-    opened = SafetensorsFile(files[0], mapped=mapped)
+    opened = SafetensorsFile(files[0])
     return {name: Source(opened, name) for name in opened.entries}
 
 
@@ -122,7 +128,7 @@ def _no_single_file(folder: Path, files: list[Path]) -> Exception:
     return FormatError(folder, "weights", "model.safetensors", "none")
 
 
-def _open_shards(index: Path, mapped: bool) -> dict[str, Source]:
+def _open_shards(index: Path) -> dict[str, Source]:
     value = read_json(index, limit=_INDEX_LIMIT)
     places = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
@@ -135,7 +141,7 @@ def _open_shards(index: Path, mapped: bool) -> dict[str, Source]:
     for shard in shards:
         if not (index.parent / shard).exists():
             raise FormatError(index, f"shard {shard}", "a file in this folder", "none")
-        opened = SafetensorsFile(index.parent / shard, mapped=mapped)
+        opened = SafetensorsFile(index.parent / shard)
         for name in opened.entries:
             if places.get(name) != shard:
                 raise FormatError(index, f"tensor {name!r}", f"to be listed in {shard}", places.get(name, "nowhere"))
@@ -300,9 +306,12 @@ def _matrix(source: Source, form: Form) -> Weight:
         codes, scale = arithmetic.absmean(array)
         return TernaryTensor.from_codes(codes, scale)
     found = TernaryTensor.detect(array) if form == "ternary" else None
-    if found is None and array.dtype == np.float64:
-        return array.astype(np.float32)  # no backend multiplies wider numbers
-    return array if found is None else found
+    return _narrowed(array) if found is None else found
+
+
+def _narrowed(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    # No backend multiplies wider numbers.
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _sampling(folder: str | os.PathLike[str]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,17 +42,21 @@ def save(
     packed = model.spec.inputs == "int8"
     room = _ENTRY_BYTES * len(model.spec.shapes())
     write(target / "model.safetensors", _arrays(model, _FLOATS[floats], packed=packed), header_room=room)
-    config = config_of(model.spec, packed=packed)
+    save_beside(model, target, config_of(model.spec, packed=packed))
+
+
+def save_beside(model: Model, folder: Path, config: Mapping[str, Any]) -> None:
+    """Write all that stands beside the weights: tokenizer, template and advice, and this config with their numbers."""
     # Without a word on them, transformers would take the numbers of some well-known model.
     ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
     if model.tokenizer is not None:
-        model.tokenizer.save(target)
+        model.tokenizer.save(folder)
         ids = {"bos_token_id": model.tokenizer.bos, "eos_token_id": sorted(model.tokenizer.eos) or None}
     if model.template is not None:
-        _write_text(target / "chat_template.jinja", model.template.source)
+        _write_text(folder / "chat_template.jinja", model.template.source)
     if model.sampling:  # with the ids: where this file is, transformers looks for them in no other
-        _write_json(target / "generation_config.json", {**ids, "do_sample": True, **model.sampling})
-    _write_json(target / "config.json", {**config, **ids})
+        _write_json(folder / "generation_config.json", {**ids, "do_sample": True, **model.sampling})
+    _write_json(folder / "config.json", {**config, **ids})
 
 
 def _arrays(model: Model, kind: np.dtype[Any], *, packed: bool) -> Iterator[tuple[str, npt.NDArray[Any]]]:
