@@ -38,7 +38,7 @@ def first_steps(model: str) -> int:
     ]
     for step in steps:
         start = time.perf_counter()
-        done = subprocess.run([command(), *step], capture_output=True, text=True, check=False)
+        done = subprocess.run([command(), *step], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         print(f"bitnet {' '.join(step[:2])}: {time.perf_counter() - start:.1f} s")
         if done.returncode:
             print(f"error: it ended with {done.returncode}: {done.stderr}{done.stdout}", file=sys.stderr)

@@ -204,6 +204,22 @@ def test_a_wrong_suite_is_named(text: str, said: str, tmp_path: Path) -> None:
         suites.load(path)
 
 
+@pytest.mark.parametrize(
+    ("value", "name", "said"),
+    [
+        (0.007684, "first_p50_s", "7.684 ms"),
+        (2.5, "load_s", "2.5 s"),
+        (1336.4, "output_tokens_per_s", "1,336"),
+        (5.432e-7, "difference", "5.4e-07"),
+        (0.421, "bandwidth_share", "42.1%"),
+        (66_112_000, "peak_bytes", "63.05 MiB"),
+        (None, "load_s", ""),
+    ],
+)
+def test_a_figure_is_read_in_its_unit(value: float | None, name: str, said: str) -> None:
+    assert report.number(value, name) == said
+
+
 def test_records_become_pages(figures: list[Figure]) -> None:
     records = [record.make("generate", figures, model=STORIES), record.make("machine", machine.measure((1,), passes=1))]
     page = report.html([*records, records[0]], "Figures <now>")
@@ -217,6 +233,7 @@ def test_records_become_pages(figures: list[Figure]) -> None:
     assert "<th>prompt</th>" not in page
     table = report.markdown(records)
     assert "| engine | threads |" in table
+    assert "| load |" in table  # its unit stands behind each value
     lines = report.comma_separated(records).splitlines()
     assert lines[0].startswith("record,kind,time,engine")
     assert len(lines) > len(figures)

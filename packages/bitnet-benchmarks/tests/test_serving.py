@@ -19,7 +19,7 @@ from bitnet_benchmarks import compare, record, report, serving, suites
 from bitnet_benchmarks.engines import client
 from bitnet_benchmarks.engines.connection import Address
 from bitnet_benchmarks.serving import Figure, Plan, Remote, ServerFailed, ServerRefused
-from bitnet_benchmarks.workers import EngineFailed, Setting
+from bitnet_benchmarks.workers import EngineFailed, Setting, Worker
 
 STORIES = str(Path(__file__).parents[3] / "models" / "stories")
 SHORT = Plan(clients=(2,), prompt=24, tokens=4, rounds=1, requests=6, timeout=30)
@@ -448,3 +448,17 @@ def test_servers_that_differ_are_said_to() -> None:
             record.make("serve", load(server), model={"name": "m", "url": server.url}) for server in (one, other)
         ]
     assert any("the servers differ" in note for note in compare.compare(*records).notes)
+
+
+def test_our_own_server_that_dies_before_it_is_measured_says_how() -> None:
+    pytest.importorskip("uvicorn", reason='the extra "server" of bitnet-inference is not installed')
+    with Worker(Setting("server", STORIES, 1)) as own:
+        own.start()
+        where = own.ask("where")
+        server = Remote(url=where["url"], model=where["model"])
+        own._process.kill()
+        with (
+            serving._client(server) as asking,
+            pytest.raises(EngineFailed, match="server: its process ended: status -9"),
+        ):
+            serving._Bench(asking, own, server, SHORT).prepare()

@@ -51,6 +51,7 @@ def test_a_model_is_found_fetched_used_and_removed(bitnet: Bitnet, server: Any) 
     planned = bitnet("pull", "people/bitnet-stories", "--dry-run", "--json", online=True)
     assert planned.json["fits"]
     assert bitnet("ls", "--json").json == []
+    assert "stories comes along" in bitnet("ls").out
     shown = bitnet("show", "people/bitnet-stories", online=True)
     assert "needed" in shown.out
     fetched = bitnet("pull", "people/bitnet-stories", "--json", online=True)

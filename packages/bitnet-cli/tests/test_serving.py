@@ -98,6 +98,12 @@ def test_keys_open_a_server_until_they_are_revoked(bitnet: Bitnet, tmp_path: Pat
     assert made["key"] not in audit.read_text()
 
 
+def test_a_server_without_any_key_says_so(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    with serving("--keys", str(tmp_path / "keys.sqlite"), "--log", str(log)):
+        assert "nobody has a key" in log.read_text()
+
+
 def test_a_page_of_a_named_origin_may_use_it() -> None:
     page = "https://page.example"
     with serving("--origin", page) as (address, _):

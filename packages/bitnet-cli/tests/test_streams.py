@@ -54,6 +54,26 @@ def test_a_reader_that_is_gone_already_is_no_failure(asked: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_pipe_that_says_nothing_is_told_of() -> None:
+    command = [*COMMAND, "run", "Once upon a time", "-n", "2", "--offline"]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"waiting for a prompt from stdin; </dev/null is none\n"
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.startswith(b"Once upon a time")
+
+
+def test_a_command_of_the_shell_is_read_like_a_file(stories: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"Once upon a time")
+    os.close(writer)
+    done = run("tokenize", stories, "--file", f"/dev/fd/{reader}", "--count", pass_fds=[reader])
+    os.close(reader)
+    assert (done.returncode, done.stdout) == (0, b"5\n"), done.stderr
+
+
 def test_a_full_disk_behind_stdout_is_said(stories: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("/dev/full is Linux's")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,62 @@ def test_a_prompt_comes_through_a_pipe(bitnet: Bitnet, monkeypatch: pytest.Monke
     said = bitnet("run", "-n", "6", "--seed", "1", "--stats", "--json").json
     assert said["usage"]["completion_tokens"] == 6
     assert said["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("text", ["time, there was\na girl", "time, there was\na girl\n"])
+def test_what_is_piped_in_follows_the_prompt(
+    text: str, bitnet: Bitnet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = ("run", "stories", "Once upon a", "-n", "4", "--json")
+    whole = "Once upon a\n\ntime, there was\na girl"
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:  # noqa: PTH123  # it has a number, no name
+        monkeypatch.setattr(sys, "stdin", pipe)
+        assert bitnet(*asked).json["prompt"] == whole
+        assert bitnet(*asked).json["prompt"] == "Once upon a"  # nothing more comes
+    kept = tmp_path / "text"
+    kept.write_text(text)
+    with kept.open(encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert bitnet("run", "Once upon a", "-n", "4", "--json").json["prompt"] == whole
+    assert bitnet(*asked, "--file", kept).json["prompt"] == whole
+
+
+def test_the_end_of_the_last_line_is_no_part_of_a_prompt(bitnet: Bitnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in ((), ("--prompt", "-"), ("--file", "-")):
+        feed(monkeypatch, "Once upon a time\n")
+        assert bitnet("run", *words, "-n", "2", "--json").json["prompt"] == "Once upon a time"
+
+
+def test_words_without_quotes_are_refused_with_what_was_meant(bitnet: Bitnet) -> None:
+    said = bitnet("run", "stories", "Once", "upon", "a", "time")
+    assert said.code == 2
+    assert "nothing takes 'upon a time'; a text of several words stands in quotes" in said.err
+
+
+def test_help_is_a_word_too(bitnet: Bitnet) -> None:
+    assert "tokenize" in bitnet("help").out
+    assert bitnet("help").out == bitnet("--help").out
+    assert bitnet("help", "bench").out == bitnet("bench", "--help").out
+    assert bitnet("help", "run").out == bitnet("run", "--help").out
+
+
+def test_a_word_that_names_no_model_is_refused_with_what_was_meant(bitnet: Bitnet) -> None:
+    said = bitnet("run", "Hello")
+    assert said.code == 2
+    assert "--prompt 'Hello'" in said.err
+
+
+def test_the_built_in_model_has_a_name(bitnet: Bitnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bitnet("tokenize", "stories", "Once upon a time", "--count").out == "5\n"
+    assert bitnet("show", "stories", "--json").json["spec"]["vocab_size"] == 2048
+    assert bitnet("inspect", "stories").code == 0
+    assert bitnet("rm", "stories").code == 2
+    (tmp_path / "stories").mkdir()  # what lies here comes first
+    assert bitnet("show", "stories").code == 2
 
 
 def test_an_answer_has_the_form_that_is_asked_for(bitnet: Bitnet, tmp_path: Path) -> None:

@@ -6,15 +6,22 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from bitnet_inference import LLM
 from bitnet_inference.server import Models, connection, make_app, make_server
@@ -186,6 +193,33 @@ def test_two_requests_in_one_go_are_two(server: Running, llm: LLM) -> None:
     with full(llm), closing(server.connect()) as line:
         line.sendall(request() + request("/healthz", method="GET", body=b""))
         assert [answer(line)[0], answer(line)[0]] == [503, 200]
+
+
+def test_it_is_the_same_behind_tls_and_it_is_counted(llm: LLM, tmp_path: Path) -> None:
+    certificate, key = certified(tmp_path)
+    trusted = ssl.create_default_context(cafile=certificate)
+    with running(llm, ssl_certfile=str(certificate), ssl_keyfile=str(key)) as server:
+        with full(llm), trusted.wrap_socket(server.connect(), server_hostname="localhost") as line:
+            line.sendall(request())
+            assert answer(line)[0] == 503
+        figure = ("bitnet_refused_requests_total", {"reason": "requests"})
+        until(lambda: server.app.state.metrics.registry.get_sample_value(*figure) == 1)
+
+
+def certified(folder: Path) -> tuple[Path, Path]:
+    """A certificate of this machine that nobody else has signed, and its key."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return folder / "certificate.pem", folder / "key.pem"
 
 
 # Guessed keys

@@ -434,6 +434,14 @@ class TestRefusals:
             llm.chat(**{"messages": "Hello", **wishes})
         assert llm.chat("Hello", tools=None, max_tokens=1)
 
+    def test_the_model_that_comes_along_has_a_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with LLM("stories", threads=1) as llm:
+            assert llm.name == "stories"
+        (tmp_path / "stories").mkdir()  # what lies here comes first
+        with pytest.raises(FormatError, match=r"config\.json"):
+            LLM("stories")
+
     def test_errors_call_a_model_by_its_name(self) -> None:
         with LLM(BUILT_IN, threads=1, name="tales") as llm:
             assert llm.name == "tales"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import decimal
 import enum
 import json
@@ -9,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -317,18 +319,30 @@ def test_json_is_any_object(stories: Tokenizer, vocabulary: Vocabulary) -> None:
         assert isinstance(form.parse(draw(stories, vocabulary.constraint(form), seed)), dict)
 
 
-def test_spaces_between_json_come_to_an_end(stories: Tokenizer, vocabulary: Vocabulary) -> None:
-    matcher = vocabulary.constraint(Form.json({"type": "object", "properties": {"a": {}}, "required": ["a"]}))
-    spaces = [token for token, text in enumerate(stories.vocabulary_bytes()) if text and not text.strip(b" \n\t\r")]
-    brace = next(token for token, text in enumerate(stories.vocabulary_bytes()) if text == b"{")
-    matcher.accept(brace)
-    for _ in range(40):
-        bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")
-        allowed = [token for token in spaces if bits[token]]
-        if not allowed:
-            return
-        matcher.accept(allowed[-1])
-    pytest.fail("spaces without end")
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('{"a":null,"b":[1,2]}', True),
+        ('{"a": null, "b": [1, 2]}', True),
+        ('{ "a"', False),
+        ('{"a" :', False),
+        ('{"a":  ', False),
+        ('{"a": null,\n', False),
+        ('{"a": null }', False),
+    ],
+)
+def test_json_is_one_line_with_a_space_at_most_behind_commas_and_colons(
+    text: str, fits: bool, stories: Tokenizer, vocabulary: Vocabulary
+) -> None:
+    numbers = {"type": "array", "items": {"type": "integer"}}
+    matcher = vocabulary.constraint(Form.json({"properties": {"a": {"type": "null"}, "b": numbers}, "type": "object"}))
+    taken = 0
+    with suppress(SamplingError):
+        for token in stories.encode(text, bos=False, eos=False):
+            matcher.accept(token)
+            taken += 1
+    assert (taken == len(stories.encode(text, bos=False, eos=False))) is fits
+    assert matcher.whole is fits
 
 
 def test_masks_cover_models_with_more_rows_than_tokens(stories: Tokenizer, vocabulary: Vocabulary) -> None:
@@ -677,7 +691,46 @@ def test_a_schema_may_be_of_mappings_of_any_kind_and_is_the_callers_no_more() ->
     inner = {"a": {"type": "null"}}
     form = Form.json(MappingProxyType({"properties": MappingProxyType(inner)}))
     inner.clear()
-    assert form.schema == {"properties": {"a": {"type": "null"}}}
+    assert form.schema == {"properties": {"a": {"type": "null"}}, "additionalProperties": False}
+
+
+NAMED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        NAMED,
+        {"type": "array", "items": NAMED, "minItems": 1},
+        {"$ref": "#/$defs/a", "$defs": {"a": NAMED}},
+        {"anyOf": [NAMED, {"type": "null"}]},
+        {"allOf": [NAMED]},
+    ],
+)
+def test_objects_that_name_their_keys_take_no_others(schema: dict[str, Any]) -> None:
+    asked = copy.deepcopy(schema)
+    made = Form.json(schema).schema
+    assert schema == asked
+    assert made is not None
+    for value, fits in (({"a": None}, True), ({"a": None, "b": None}, False)):
+        answer = [value] if "items" in schema else value
+        jsonschema.validate(answer, schema)
+        assert jsonschema.Draft202012Validator(made).is_valid(answer) is fits
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        NAMED | {"additionalProperties": True},
+        NAMED | {"required": ["a", "b"]},
+        NAMED | {"minProperties": 2},
+        {"allOf": [NAMED, {"properties": {"b": {"type": "null"}}}]},
+        {"$ref": "#/$defs/a", "properties": {"b": {"type": "null"}}, "$defs": {"a": NAMED}},
+        {"type": "object"},
+    ],
+)
+def test_an_object_is_left_open_where_more_keys_may_be_meant(schema: dict[str, Any]) -> None:
+    assert Form.json(schema).schema == schema
 
 
 def test_a_form_is_taken_as_it_is() -> None:

@@ -22,8 +22,8 @@ from bitnet_core.errors import FormatError
 from bitnet_core.tokenizer import TextStream, Tokenizer
 from bitnet_inference.sampling import Sampler
 from bitnet_inference.settings import Sampling
-from bitnet_inference.structured import Vocabulary
-from bitnet_inference.tools import ANSWER_LIMIT, Call, Toolbox
+from bitnet_inference.structured import Form, Vocabulary
+from bitnet_inference.tools import ANSWER_LIMIT, Call, Toolbox, form_of
 
 STORIES = Path(__file__).parents[3] / "models" / "stories"
 
@@ -474,6 +474,40 @@ def test_a_call_that_is_required_is_one_of_any_tool() -> None:
 def test_a_forced_call_that_was_cut_is_one_error() -> None:
     with pytest.raises(FormatError, match="answer: JSON: expected text that fits its schema"):
         BOX.form("now").parse('{"name": "now", "argu')
+
+
+def test_a_tool_whose_arguments_are_put_together_leaves_others_closed() -> None:
+    part = {"type": "object", "properties": {"a": {"type": "null"}}}
+    whole = {"allOf": [part, {"properties": {"b": {"type": "null"}}}]}
+    box = Toolbox({"name": name, "parameters": parameters} for name, parameters in (("one", part), ("two", whole)))
+    schema = box.form().schema
+    assert schema is not None
+    assert schema["$defs"]["one"]["additionalProperties"] is False
+    assert schema["$defs"]["two"] == whole
+
+
+def test_an_answer_in_a_form_leaves_the_model_free_to_call() -> None:
+    wanted = {"type": "object", "properties": {"sky": {"$ref": "#/$defs/s"}}, "$defs": {"s": {"enum": ["blue"]}}}
+    form = form_of(wanted, BOX, "auto")
+    assert form is not None
+    assert form.parse('{"sky": "blue"}') == {"sky": "blue"}
+    call = {"name": "now", "arguments": {}}
+    assert form.schema is not None
+    for fine in ({"sky": "blue"}, call):
+        jsonschema.validate(fine, form.schema)
+    for wrong in ({"sky": "red"}, {"sky": "blue", "sea": "blue"}, {"name": "nobody", "arguments": {}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, form.schema)
+    for toolbox, choice in ((BOX, "none"), (None, "auto"), (Toolbox(), "auto")):
+        alone = form_of(wanted, toolbox, choice)
+        assert alone is not None
+        assert alone.schema == Form.json(wanted).schema
+
+
+def test_a_call_that_must_come_needs_no_other_form() -> None:
+    form = form_of({"type": "object"}, BOX, "now")
+    assert form is not None
+    assert form.grammar == BOX.form("now").grammar
 
 
 def test_only_tools_that_there_are_can_be_forced() -> None:

@@ -22,7 +22,6 @@ from bitnet_training import config, models, options, tokenizer
 from bitnet_training.__main__ import main
 from bitnet_training.checkpoint import Checkpoints
 from bitnet_training.config import Config
-from bitnet_training.errors import TrainingStopped
 from bitnet_training.linear import BitLinear
 from bitnet_training.run import run
 from bitnet_training.schedule import Rounding
@@ -244,7 +243,7 @@ def test_a_run_says_what_it_is_about_to_do_and_where_all_of_it_is(folder, caplog
 )
 def test_a_run_that_goes_on_as_another_is_refused_with_both_values(folder, change, said):
     run(asked(folder, "checkpoints.every=5"))
-    with pytest.raises(TrainingStopped, match=said):
+    with pytest.raises(UnsupportedError, match=said):
         run(asked(folder, change), resume=True)
     assert config.load(folder / "run" / "config.toml") == asked(folder, "checkpoints.every=5")
 
@@ -258,7 +257,7 @@ def test_a_run_that_cannot_begin_leaves_no_config(folder):
 def test_a_run_that_goes_on_with_other_data_is_refused(folder):
     run(asked(folder))
     (folder / "text.txt").write_text(TEXT + "More.\n")
-    with pytest.raises(TrainingStopped, match=r"data: the checkpoint was made with tokens .*, and now they are"):
+    with pytest.raises(UnsupportedError, match=r"data: the checkpoint was made with tokens .*, and now they are"):
         run(asked(folder), resume=True)
 
 

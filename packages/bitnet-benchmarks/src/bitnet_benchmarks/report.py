@@ -22,8 +22,9 @@ body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 1080px; background:
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.6rem 0 .2rem; }
 p.note { margin: 0 0 1rem; color: var(--soft); max-width: 75ch; }
-.figures { display: flex; flex-wrap: wrap; gap: .8rem 2rem; margin: 1rem 0; }
-.figures div { min-width: 8rem; } .figures b { display: block; font-size: 1.5rem; font-weight: 600; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem 1.6rem;
+  margin: 1rem 0; }
+.figures b { display: block; font-size: 1.5rem; font-weight: 600; }
 .figures span { color: var(--soft); font-size: .85rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 1.2rem 2rem; }
 figure { margin: 0; } figcaption { font-size: .85rem; font-weight: 600; margin-bottom: .3rem; }
@@ -34,10 +35,11 @@ svg text.value { fill: var(--ink); } .grid { stroke: var(--line); stroke-width: 
 .s3 { stroke: var(--four); } .path { fill: none; stroke-width: 1.8; } .spread { stroke: var(--ink); stroke-width: 1.2; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 caption { text-align: left; color: var(--soft); padding: .4rem 0 .1rem; }
 @media (max-width: 600px) { svg text { font-size: 14px; } }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: var(--soft); font-weight: 500; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { color: var(--soft); font-weight: 500; white-space: normal; vertical-align: bottom; }
 """.strip()
 _TITLES = {
     "machine": "The machine",
@@ -53,7 +55,7 @@ _HEADLINES = (
     ("generate", "prompt_tokens_per_s", max, "tokens a second of a prompt"),
     ("generate", "peak_bytes", max, "of memory at most"),
     ("serve", "output_tokens_per_s", max, "tokens a second served, at best"),
-    ("serve", "first_p50_s", min, "seconds to the first token, at best"),
+    ("serve", "first_p50_s", min, "to the first token, at best"),
     ("quality", "perplexity", min, "perplexity"),
     ("train", "tokens_per_s", max, "tokens a second in training"),
 )
@@ -167,6 +169,10 @@ def number(value: Any, name: str = "") -> str:
         return f"{value:.1%}"
     if isinstance(value, int | float) and name.endswith(("bytes", "size")):
         return size(value)
+    if isinstance(value, int | float) and _is_seconds(name):
+        return f"{value:.4g} s" if abs(value) >= 1 else f"{value * 1e3:.4g} ms"
+    if name == "difference":
+        return f"{value:.1e}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) and abs(value) < 10**7:
@@ -185,6 +191,15 @@ def size(nbytes: float) -> str:
     return f"{nbytes:,.2f} GiB"
 
 
+def _is_seconds(name: str) -> bool:
+    return name.endswith("_s") and not name.endswith("_per_s")
+
+
+def _heading(name: str) -> str:
+    """A figure's name over a column, without the unit that stands behind its values."""
+    return (name.removesuffix("_s") if _is_seconds(name) else name).replace("_", " ")
+
+
 def _place(name: str) -> int:
     return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
@@ -196,7 +211,7 @@ def _names(table: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _markdown_table(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     names = _names(table)
-    yield "| " + " | ".join(name.replace("_", " ") for name in names) + " |"
+    yield "| " + " | ".join(map(_heading, names)) + " |"
     yield "| " + " | ".join("---" for _ in names) + " |"
     for row in table:
         yield "| " + " | ".join(number(row.get(name), name).replace("|", "\\|") for name in names) + " |"
@@ -224,12 +239,10 @@ def _html_table(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         names = [name for name in names if name not in alike]
         said = [_SAID.get(group[0].get("figure", ""), "")]
         said += [
-            f"{name.replace('_', ' ')} {number(group[0][name], name)}"
-            for name in alike
-            if name not in ("figure", "nbytes")
+            f"{_heading(name)} {number(group[0][name], name)}" for name in alike if name not in ("figure", "nbytes")
         ]
         caption = f"<caption>{escape(', '.join(filter(None, said)))}</caption>" if any(said) else ""
-        head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
+        head = "".join(f"<th>{escape(_heading(name))}</th>" for name in names)
         cells = "".join(
             f"<tr>{''.join(f'<td>{escape(number(row.get(name), name))}</td>' for name in names)}</tr>\n"
             for row in group[:_MANY]

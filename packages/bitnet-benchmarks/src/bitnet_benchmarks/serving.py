@@ -253,8 +253,7 @@ class _Bench:
         made = _Round(found["answers"])
         lost = [answer for answer in made.every if answer["status"] == "connection"]
         if found["gone"] or (lost and self._ask("models").get("status") == "connection"):
-            if self._own is not None:
-                self._own.ask("peak")  # which says how its process ended
+            self._look_at_own()
             said = f"{len(made.good)} of {len(made.every)} requests were answered before it went away"
             raise ServerFailed(f"{self._server.url}: {lost[-1]['message'] if lost else 'gone'}; {said}")
         return made
@@ -262,7 +261,14 @@ class _Bench:
     def _once(self, words: int, tokens: int) -> dict[str, Any]:
         job = {"requests": 1, "seconds": None, "rate": 0.0, "clients": 1, "seed": f"once {words}", "shared": 0}
         answer: dict[str, Any] = self._ask("load", words=words, tokens=tokens, **job)["answers"][0]
+        if answer["status"] == "connection":
+            self._look_at_own()
         return answer
+
+    def _look_at_own(self) -> None:
+        """Raise where our own server's process has ended, which says more than a connection that broke."""
+        if self._own is not None:
+            self._own.ask("peak")
 
     def _ask(self, what: str, **job: Any) -> dict[str, Any]:
         told = {"chat": self._plan.chat, "fields": self._fields, "timeout": self._plan.timeout, "salt": self._salt}

@@ -46,8 +46,12 @@ def one_line(error: BaseException) -> str:
 
 
 def _said(error: BaseException) -> str:
+    from cyclopts import UnusedCliTokensError  # noqa: PLC0415
+
     from bitnet_core import BitNetError  # noqa: PLC0415
 
+    if isinstance(error, UnusedCliTokensError):
+        return f"nothing takes '{' '.join(error.unused_tokens or ())}'; a text of several words stands in quotes"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, BitNetError):
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         helps = "; make room (bitnet du, bitnet rm --unused-for 30d), or write elsewhere"

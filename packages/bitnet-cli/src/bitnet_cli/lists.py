@@ -52,12 +52,7 @@ def read(source: str) -> list[Job]:
 def _job(line: str, number: int, where: str) -> Job:
     if len(line) > _LINE_LIMIT:
         raise Refused(f"{where}: expected at most {_LINE_LIMIT} characters, got {len(line)}")
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise Refused(f"{where}: expected JSON, got {error}") from error
-    if not isinstance(value, dict):
-        raise Refused(f"{where}: expected an object with prompt or messages, got {type(value).__name__}")
+    value = models.read_object(line, where, "an object with prompt or messages")
     # OpenAI's files have the request in "body", and a name for each in "custom_id".
     body = value.get("body", value)
     if not isinstance(body, dict):

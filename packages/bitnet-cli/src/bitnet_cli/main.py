@@ -83,6 +83,8 @@ def _worth_showing(value: object) -> str | None:
 
 
 def _run(tokens: list[str]) -> int:
+    if tokens[:1] == ["help"]:
+        tokens = [*tokens[1:], "--help"]
     if (page := overview.page(tokens)) is not None:
         sys.stdout.write(page)
         return 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import stat
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +22,11 @@ if TYPE_CHECKING:
     from bitnet_core.hub import Progress
 
 _TEXT_LIMIT = 1 << 28  # bytes of a text that is read as a whole
+_PATIENCE_S = 2.0  # until somebody who did not mean to pipe anything in is told what is waited for
 
+_HANDED = ("/dev/fd", "/proc/self/fd")  # where a shell has the pipes of <(command)
+
+BUILT_IN = "stories"  # the small model that comes with bitnet-inference
 STDIN = "<stdin>"  # what a lone "-" on the command line becomes
 
 Windows = Annotated[Count, Parameter(help="How many pieces of the text are used.")]
@@ -34,7 +41,7 @@ def find(name: str, flags: Flags, *, revision: str | None = None) -> Path:
     if is_local(name):
         if revision:
             raise Refused(f"--revision is for models of the hub, and {name} is on this machine")
-        path = Path(name).expanduser()
+        path = Path(placed(name)).expanduser()
         try:
             path.stat()
         except OSError as error:  # a link that leads nowhere, or in a circle
@@ -50,12 +57,31 @@ def find(name: str, flags: Flags, *, revision: str | None = None) -> Path:
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is that of a file or folder."""
+    """Whether a name is that of a file, of a folder, or of the built-in model."""
+    return name == BUILT_IN or _exists(name)
+
+
+def placed(name: str) -> str:
+    """A name as the libraries take it: the built-in model's is its folder, where no other file is called so."""
+    found = importlib.util.find_spec("bitnet_inference") if name == BUILT_IN and not _exists(name) else None
+    return name if found is None else os.fspath(Path(str(found.origin)).parent / BUILT_IN)
+
+
+def _exists(name: str) -> bool:
     path = os.path.expanduser(name)  # noqa: PTH111  # a name may be anything at all
     try:
         return os.path.lexists(path)
     except ValueError:  # a NUL inside
         return False
+
+
+def is_piped() -> bool:
+    """Whether somebody gave this command a pipe or a file to read, rather than a terminal or nothing."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def check_name(name: str, revision: str | None = None) -> None:
@@ -112,19 +138,42 @@ def read_text(source: str | None, what: str) -> str:
         raise Refused(f"{source or 'stdin'}: expected UTF-8, got other bytes (byte {error.start})") from error
 
 
+def read_object(line: str, where: str, expected: str = "an object") -> dict[str, Any]:
+    """The JSON object that a line is."""
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise Refused(f"{where}: expected JSON, got {error}") from error
+    if not isinstance(value, dict):
+        raise Refused(f"{where}: expected {expected}, got {type(value).__name__}")
+    return value
+
+
 def read_bytes(source: str | None, what: str) -> bytes:
     """The bytes of a file, or of stdin for STDIN and for nothing; never more than can be meant."""
     if source in (None, STDIN):
-        if sys.stdin.isatty():
-            sys.stderr.write(f"reading {what} from the terminal; end it with Ctrl-D\n")
-        data = getattr(sys.stdin, "buffer", sys.stdin).read(_TEXT_LIMIT + 1)
-        data = data.encode() if isinstance(data, str) else data
+        data = _read_stdin(what)
     else:
         path = Path(str(source)).expanduser()
-        if not stat.S_ISREG(path.stat().st_mode):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and os.fspath(path.parent) in _HANDED):
             raise Refused(f"{path}: expected a file with {what}, got a folder, a pipe or a device")
         with path.open("rb") as stream:
             data = stream.read(_TEXT_LIMIT + 1)
     if len(data) > _TEXT_LIMIT:
         raise Refused(f"{source or 'stdin'}: expected at most {_TEXT_LIMIT} bytes of {what}, got more")
     return data
+
+
+def _read_stdin(what: str) -> bytes:
+    """All of stdin; whoever does not know that it is read is told."""
+    told = threading.Timer(_PATIENCE_S, sys.stderr.write, [f"waiting for {what} from stdin; </dev/null is none\n"])
+    if sys.stdin.isatty():
+        sys.stderr.write(f"reading {what} from the terminal; end it with Ctrl-D\n")
+    else:
+        told.start()
+    try:
+        data = getattr(sys.stdin, "buffer", sys.stdin).read(_TEXT_LIMIT + 1)
+    finally:
+        told.cancel()
+    return data.encode() if isinstance(data, str) else data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,12 +47,7 @@ def read(source: str, limit: int | None = None) -> list[Question]:
 
 
 def _question(line: str, where: str) -> Question:
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise Refused(f"{where}: expected JSON, got {error}") from error
-    if not isinstance(value, dict):
-        raise Refused(f"{where}: expected an object, got {type(value).__name__}")
+    value = models.read_object(line, where)
     if "context" in value:
         return Question(((_text(value, "context", where), _after(_text(value, "continuation", where))),), 0)
     if "context_options" in value:

@@ -60,9 +60,7 @@ class Lesson:
         """Refuse records that are not there, and names that no model has; then see that there is what trains."""
         if lost := [name for name in data if ":" not in name and not Path(name).is_file()]:
             raise Refused(f"{lost[0]}: expected a file of records, got no such file")
-        for name in names:
-            if not is_local(name):
-                check_name(name)
+        _check_names(*names)
         require()
 
 
@@ -99,6 +97,7 @@ def do(config: Config, flags: Flags, *, resume: bool = False) -> int:
     """A whole run; its lines are for whoever watches."""
     from bitnet_training import run as running  # noqa: PLC0415
 
+    _check_names(config.model.base, *config.teacher.base)
     with aside(flags):
         outcome = running.run(config, resume=resume)
     out = Path(config.out)
@@ -115,6 +114,13 @@ def do(config: Config, flags: Flags, *, resume: bool = False) -> int:
     if not outcome.is_finished:
         flags.remark(f"stopped; bitnet train {out / 'config.toml'} --resume goes on")
     return 0 if outcome.is_finished else INTERRUPTED
+
+
+def _check_names(*names: str) -> None:
+    """Refuse what can be no model's name."""
+    for name in names:
+        if name and not is_local(name):
+            check_name(name)
 
 
 @contextlib.contextmanager

@@ -45,10 +45,10 @@ ToolChoice = Literal["auto", "none", "required"] | str  # or the name of the too
 class LLM:
     """A model, ready to write; any number of threads and tasks may use it at once, and share its steps.
 
-    `model`: a name on the hub, a folder, a GGUF file, a `Model`, or None for the small story model that comes with
-    this package. `memory`: bytes that weights and caches may take together. `draft`: a smaller model of the same
-    vocabulary, whose guesses the model checks several at a time. `observer` is told of each step and each request that
-    ended. `name`: what errors and servers call it. What is left goes to the backend: `head`, `kv`, `isa`.
+    `model`: a name on the hub, a folder, a GGUF file, a `Model`, or None or "stories" for the small story model that
+    comes with this package. `memory`: bytes that weights and caches may take together. `draft`: a smaller model of the
+    same vocabulary, whose guesses the model checks several at a time. `observer` is told of each step and each request
+    that ended. `name`: what errors and servers call it. What is left goes to the backend: `head`, `kv`, `isa`.
     """
 
     def __init__(  # noqa: PLR0913  # each is a setting of its own, given by name
@@ -372,8 +372,10 @@ class LLM:
 def _open(model: str | os.PathLike[str] | Model | None, progress: Callable[[Any], None] | None) -> Model:
     if isinstance(model, Model):
         return model
-    return load(BUILT_IN if model is None else model, progress=progress)
+    if model is None or (model == BUILT_IN.name and not Path(model).exists()):
+        model = BUILT_IN
+    return load(model, progress=progress)
 
 
 def _name(model: str | os.PathLike[str] | Model | None) -> str:
-    return "stories" if model is None else "model" if isinstance(model, Model) else os.fspath(model)
+    return BUILT_IN.name if model is None else "model" if isinstance(model, Model) else os.fspath(model)

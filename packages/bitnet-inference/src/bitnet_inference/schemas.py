@@ -33,6 +33,9 @@ _BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 _DECIMAL = r"^-?[0-9]{1,20}(\.[0-9]{1,20})?$"
 _UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-V[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 _NO_SIGN_ALONE = "^(?!^[-+.]*$)"  # how pydantic's pattern of a decimal begins, and no grammar looks ahead
+# What a schema has that is put together of others, each of which speaks of a part of the keys.
+_PARTS = ("if", "not", "dependentSchemas", "dependencies", "unevaluatedProperties")
+_OTHERS = ("$ref", "anyOf", "oneOf", "allOf")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 
@@ -41,7 +44,7 @@ def refusal(where: str, expected: str, got: object) -> ValueError:
     return ValueError(f"{where}: expected {expected}, got {printable(got, _SHOWN)}")
 
 
-def check_schema(schema: object, where: str = "schema") -> Schema:
+def check_schema(schema: object, where: str = "schema") -> dict[str, Any]:
     """A copy of the schema, where it is an object of a size that can be compiled in time."""
     if not isinstance(schema, Mapping):
         raise refusal(where, "an object", type(schema).__name__)
@@ -60,7 +63,7 @@ def check_schema(schema: object, where: str = "schema") -> Schema:
     written = json.dumps(schema, default=dict)  # mappings of any kind become objects
     if len(written) > SIZE_LIMIT:
         raise refusal(where, f"at most {SIZE_LIMIT} bytes", f"{len(written)} bytes")
-    copied: Schema = json.loads(written)
+    copied: dict[str, Any] = json.loads(written)
     return copied
 
 
@@ -75,6 +78,35 @@ def subschemas(schema: Schema, where: str) -> Iterator[tuple[str, Any]]:
     for key in _NAMED:
         if isinstance(schema.get(key), Mapping):
             yield from ((f"{where}.{key}.{name}", one) for name, one in schema[key].items())
+
+
+def close_objects(schema: dict[str, Any]) -> None:
+    """Let objects that name their keys take no others, where nothing is said of others: models would make some up.
+
+    A schema whose objects are put together of several is left as it is.
+    """
+    every = list(_every(schema))
+    if any(map(_is_put_together, every)):
+        return
+    for one in every:
+        names, needed = one.get("properties"), one.get("required", [])
+        known = isinstance(names, dict) and isinstance(needed, list) and all(name in names for name in needed)
+        if known and "minProperties" not in one:
+            one.setdefault("additionalProperties", False)
+
+
+def _every(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A schema and all inside of it."""
+    yield schema
+    for _, one in subschemas(schema, ""):
+        if isinstance(one, dict):
+            yield from _every(one)
+
+
+def _is_put_together(schema: Schema) -> bool:
+    names = "properties" in schema or "required" in schema
+    several = isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1
+    return several or any(key in schema for key in ((*_PARTS, *_OTHERS) if names else _PARTS))
 
 
 def check_pattern(pattern: object, where: str = "regex") -> str:

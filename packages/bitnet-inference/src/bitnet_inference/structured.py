@@ -18,7 +18,7 @@ from bitnet_core.tokenizer import Tokenizer
 
 from . import schemas
 from .sampling import SamplingError
-from .schemas import Schema, check_pattern, check_schema, check_text, refusal, schema_of
+from .schemas import Schema, check_pattern, check_schema, check_text, close_objects, refusal, schema_of
 
 if TYPE_CHECKING:
     import llguidance
@@ -28,8 +28,8 @@ CHOICES_LIMIT = 1000
 COMPILE_LIMIT = 0.5  # seconds of work, after which a grammar is refused
 _WORD = 32  # bytes of the longest token that is looked for where text is split by hand
 _NOTHING = "NoExtensionBias"  # llguidance's word for a grammar that no text fits
-# One space, or a new line and its indentation: models that may write more spaces write nothing else.
-_JSON_OPTIONS = {"whitespace_pattern": r"( |\n {0,16})?"}
+# One line, as most JSON in calls is: a model that may indent writes spaces for half of its tokens, a small one no end.
+_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,15 @@ class Form:
 
     @classmethod
     def json(cls, schema: Schema | str) -> Form:
-        """JSON that fits a schema; parsed to what the json module makes of it."""
+        """JSON that fits a schema; parsed to what the json module makes of it. Objects have the keys that it names."""
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
             except (ValueError, RecursionError) as error:
                 raise refusal("schema", "JSON", error) from error
-        return _json_form(check_schema(schema), json.loads)
+        checked = check_schema(schema)
+        close_objects(checked)
+        return _json_form(checked, json.loads)
 
     @classmethod
     def type(cls, kind: Any) -> Form:

@@ -17,7 +17,7 @@ import msgspec
 
 from bitnet_core.errors import printable
 
-from .schemas import Schema, check_schema, read, refusal, schema_of
+from .schemas import Schema, check_schema, close_objects, read, refusal, schema_of
 from .structured import Form
 
 Tool = Callable[..., Any] | Mapping[str, Any]
@@ -27,6 +27,7 @@ CALLS_LIMIT = 64  # in one text
 ANSWER_LIMIT = 64 << 10  # characters
 _ERROR_LIMIT = 1000
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_OTHER = "answer."  # among the names of tools, what is no call: no tool is called so
 # What stands in front of a call: of Hermes and Qwen, of Mistral, and Llama's way to write the name apart.
 _MARKS = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<function=([a-zA-Z0-9_-]{1,64})>")
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}  # the parameters of what has none
@@ -99,17 +100,22 @@ class Toolbox:
         calls = [call for value in values for call in _calls(value, None)]
         return calls[:CALLS_LIMIT] if all(call.name in self._tools for call in calls) else []
 
-    def form(self, name: str | None = None) -> Form:
-        """A text that is one call, of this tool or of any; `Form.parse` gives it in a list."""
+    def form(self, name: str | None = None, *, other: Form | None = None) -> Form:
+        """A text that is one call, of this tool or of any; `Form.parse` gives it in a list.
+
+        `other`: JSON that it may be instead, which is then what `Form.parse` reads.
+        """
         chosen = self._tools if name is None else {name: self._named(name)}
         if not chosen:
             raise refusal("tools", "at least one", "none")
-        schema = {
-            "anyOf": [_call_schema(tool) for tool in chosen],
-            "$defs": {tool: _moved(made.parameters, f"#/$defs/{tool}") for tool, made in chosen.items()},
-        }
-        made = Form.json(schema)
-        return Form(made.grammar, lambda text: read(text, _calls_of), "tools", made.schema)
+        known = {tool: _placed(made.parameters, tool) for tool, made in chosen.items()}
+        either = [_call_schema(tool) for tool in chosen]
+        if other is not None and other.schema is not None:
+            known[_OTHER] = _placed(other.schema, _OTHER)
+            either.append({"$ref": f"#/$defs/{_OTHER}"})
+        made = Form.json({"anyOf": either, "$defs": known})
+        parse = (lambda text: read(text, _calls_of)) if other is None else other.parse
+        return Form(made.grammar, parse, "tools", made.schema)
 
     def run(self, call: Call) -> str:
         """What the tool answers, as text; JSON where it is no string. What goes wrong is the answer, too."""
@@ -137,14 +143,18 @@ class Toolbox:
 
 
 def form_of(wanted: Any, toolbox: Toolbox | None, choice: object) -> Form | None:
-    """What an answer must be: what is wanted, or a call, where the `choice` of a tool says that one must come."""
+    """What an answer must be: what is wanted, or a call, where the `choice` of a tool lets one come, or says it must.
+
+    With a call that must come there is no other answer that could have a form.
+    """
+    form = None if wanted is None else Form.of(wanted)
     if toolbox is None or choice in ("auto", "none"):
-        return None if wanted is None else Form.of(wanted)
+        if form is None or form.schema is None or not toolbox or choice == "none":
+            return form
+        return toolbox.form(other=form)
     if not isinstance(choice, str) or not toolbox:
         got = f"{printable(repr(choice))} with {len(toolbox)} tools"
         raise ValueError(f"tool_choice: expected auto, none, or with tools required or one's name, got {got}")
-    if wanted is not None:
-        raise ValueError(f"form: expected none with tool_choice {choice!r}, which has a form of its own")
     return toolbox.form(None if choice == "required" else choice)
 
 
@@ -262,6 +272,13 @@ def _documentation(text: str) -> tuple[str, dict[str, str]]:
         for match in re.finditer(rf"^{own}\*{{0,2}}(\w+)[^:\n]*:[ \t]*(.*(?:\n{own}[ \t]+.+)*)", section, re.M):
             found[match[1]] = " ".join(match[2].split())
     return " ".join(head.split()), found
+
+
+def _placed(schema: Schema, name: str) -> dict[str, Any]:
+    """A copy of a schema as `name` among the definitions of another."""
+    moved: dict[str, Any] = _moved(schema, f"#/$defs/{name}")
+    close_objects(moved)
+    return moved
 
 
 def _call_schema(name: str) -> dict[str, Any]:

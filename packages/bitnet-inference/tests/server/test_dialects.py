@@ -305,6 +305,20 @@ def test_models_are_listed_for_anthropics_clients(claude: anthropic.Anthropic) -
     assert caught.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
 
 
+def test_models_come_page_by_page(claude: anthropic.Anthropic) -> None:
+    first = claude.models.list(limit=1)
+    assert [model.id for model in first.data] == ["stories"]
+    assert first.has_more
+    assert [model.id for model in first] == ["stories", "talker"]  # the client asks for the rest
+    assert [model.id for model in claude.models.list(after_id="stories")] == ["talker"]
+    before = claude.models.list(before_id="talker")
+    assert [model.id for model in before.data] == ["stories"]
+    assert not before.has_more
+    assert claude.models.list(before_id="nobody").data == []
+    with pytest.raises(anthropic.BadRequestError, match=r"limit: expected a whole number of 1\.\.10000, got '0'"):
+        claude.models.list(limit=0)
+
+
 def test_events_of_a_message_come_in_their_order(server: Running) -> None:
     body = {"model": "talker", "max_tokens": 4, "messages": QUESTION, "stream": True}
     reply = server.post("/v1/messages", body, **{"anthropic-version": "2023-06-01"})

@@ -178,8 +178,26 @@ def test_a_completion_echoes_a_prompt_with_its_logprobs(client: openai.OpenAI, s
     assert "".join((told.tokens or [])[1:]) == reply.choices[0].text  # what begins every text is not shown
     none = client.completions.create(model="stories", prompt=tokens, max_tokens=0, echo=True, logprobs=1)
     assert none.choices[0].text == "Once upon a time"
+    assert none.usage is not None
+    assert (none.usage.prompt_tokens, none.usage.completion_tokens) == (len(tokens), 0)
     assert none.choices[0].logprobs is not None
     assert none.choices[0].logprobs.token_logprobs == pytest.approx(told.token_logprobs[:-1])
+
+
+def test_a_call_of_a_tool_described_as_libraries_do_comes_to_its_end(client: openai.OpenAI) -> None:
+    kinds = {"kind": {"enum": ["cat", "dog"], "type": "string"}, "tame": {"type": "boolean"}}
+    parameters = {"type": "object", "properties": kinds, "required": ["kind", "tame"], "title": "Animal"}
+    reply = client.chat.completions.create(
+        model="talker",
+        messages=[{"role": "user", "content": "An animal"}],
+        tools=[{"type": "function", "function": {"name": "animal", "parameters": parameters}}],
+        tool_choice="required",
+        max_tokens=60,
+        temperature=0,
+    )
+    [call] = reply.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert set(json.loads(call.function.arguments)) == {"kind", "tame"}
 
 
 def test_several_prompts_have_several_texts(client: openai.OpenAI) -> None:

@@ -74,7 +74,7 @@ class PackedLinear(nn.Module):
                 f"a matrix of {tensor.scale.size} scales cannot be trained on; one scale a tensor can, as BitNet has it"
             )
         self.out_features, self.in_features = tensor.shape
-        # A copy: the file that was mapped may change.
+        # A copy: what core reads is not to be written, and torch knows no such tensors.
         self.register_buffer("weight", torch.from_numpy(np.array(tensor.repack("hf_rows").data)))
         self.register_buffer("weight_scale", torch.from_numpy(tensor.scale.reshape(1).copy()))
         self.bias = nn.Parameter(torch.zeros(self.out_features), requires_grad=False) if bias else None

@@ -29,7 +29,6 @@ from .config import Config
 from .data import Data
 from .distill import NOTHING, Distillation, Weighing
 from .distributed import World, joined
-from .errors import TrainingStopped
 from .export import check_form, export
 from .loss import cross_entropy
 from .recompute import recompute
@@ -220,13 +219,13 @@ def _check_same(config: Config, about: Mapping[str, Any], saved: Mapping[str, An
     before = options.parse(Config, saved["about"]["config"], "the checkpoint's config")
     for path, was, now in options.differences(before, config):
         if not path.startswith(_FREE):
-            raise TrainingStopped(f"{path}: the checkpoint was made with {was!r}, and the config now has {now!r}")
+            raise UnsupportedError(f"{path}: the checkpoint was made with {was!r}, and the config now has {now!r}")
     for what in ("data", "processes"):
         was, now = saved["about"][what], about[what]
         if was == now:
             continue
         if what == "data":
-            raise TrainingStopped(f"data: the checkpoint was made with tokens {was}, and now they are {now}")
+            raise UnsupportedError(f"data: the checkpoint was made with tokens {was}, and now they are {now}")
         _log.warning("going on with %d processes instead of %d: sums may differ in their last bits", now, was)
 
 

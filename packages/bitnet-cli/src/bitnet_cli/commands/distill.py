@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from .. import trainings
+from .. import models, trainings
 from ..console import FLAGS, Flags
 from ..trainings import LESSON, Lesson
 
@@ -32,10 +32,10 @@ def distill(
     lesson.check(data, *filter(None, (teacher, student)))
     settings = [
         "method=distill",
-        f"model.base={student or ''}",
-        f"teacher.base={teacher}",
+        f"model.base={models.placed(student) if student else ''}",
+        f"teacher.base={models.placed(teacher)}",
         f"teacher.temperature={temperature}",
-        f"tokenizer.path={teacher}",
+        f"tokenizer.path={models.placed(teacher)}",
         *lesson.settings(data),
         *lesson.change,
     ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from .. import trainings
+from .. import models, trainings
 from ..amounts import Count
 from ..console import FLAGS, Flags
 from ..models import ModelName
@@ -41,7 +41,7 @@ def finetune(
     rate = learning_rate if learning_rate is not None else 5e-4 if method in ("lora", "qlora") else 5e-5
     settings = [
         f"method={method}",
-        f"model.base={base}",
+        f"model.base={models.placed(base)}",
         f"data.form={form or ('chat' if method == 'sft' else 'text')}",
         f"optimizer.learning_rate={rate}",
         f"adapter.rank={rank}",

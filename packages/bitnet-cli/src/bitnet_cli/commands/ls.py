@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from .. import amounts
 from ..console import FLAGS, Flags, table
+from ..models import BUILT_IN
 
 
 def ls(
@@ -27,4 +28,5 @@ def ls(
         note = "pinned" if model.pinned else ""
         size, used = amounts.size(model.size), amounts.ago(model.last_used)
         shown.add_row(model.name, revision, size, str(len(model.files)), used, note)
-    flags.answer(found, *([shown] if found else ["no models yet; bitnet search finds some, bitnet pull fetches one"]))
+    none = f"none from the hub yet: bitnet search finds some, bitnet pull fetches one; {BUILT_IN} comes along"
+    flags.answer(found, *([shown] if found else [none]))

@@ -35,14 +35,15 @@ def run(  # noqa: PLR0913  # each is a flag
 ) -> None:
     """What a model says to a prompt, written as it comes; with no prompt on a terminal, a chat.
 
-    A lone argument of several words is a prompt for the small model: no model's name has spaces.
+    A lone argument of several words is a prompt for the small model: no model's name has spaces. What is piped in is
+    the prompt, or follows the one that is given behind an empty line; the end of its last line is left out.
 
     Parameters
     ----------
     prompt
-        The prompt; stdin by default.
+        The prompt, or how it begins where a file or a pipe has the rest; "-" for stdin.
     file
-        A file with the prompt, "-" for stdin.
+        A file with the prompt or the rest of it, "-" for stdin.
     system
         What a chat model is told before.
     raw
@@ -72,8 +73,12 @@ def run(  # noqa: PLR0913  # each is a flag
 
 def _told_apart(model: str | None, prompt: str | None) -> tuple[str | None, str | None]:
     """The model and the prompt: a lone argument of several words is no model's name."""
-    if prompt is None and model is not None and " " in model.strip() and not models.is_local(model):
+    if prompt is not None or model is None or models.is_local(model):
+        return model, prompt
+    if " " in model.strip():
         return None, model
+    if "/" not in model:
+        raise Refused(f"{model}: no file, folder or name on the hub; for a prompt of one word, --prompt '{model}'")
     return model, prompt
 
 
@@ -87,11 +92,16 @@ def _show(writing: Writing, before: str) -> None:
 
 
 def _text(prompt: str | None, file: str | None) -> str:
-    if prompt is not None and file is not None:
-        raise Refused("the prompt is given twice: as an argument and by --file")
+    """The prompt: what was said, and behind it the text of a file or of a pipe."""
+    if prompt == models.STDIN:
+        if file is not None:
+            raise Refused("the prompt is given twice: by - and by --file")
+        prompt, file = None, models.STDIN
     if prompt is None and file is None and sys.stdin.isatty():
         return _STORY
-    text = models.read_text(file, "a prompt") if prompt is None or prompt == models.STDIN else prompt
+    text = prompt or ""
+    if prompt is None or file is not None or models.is_piped():
+        text = "\n\n".join(filter(None, (text, models.read_text(file, "a prompt").removesuffix("\n"))))
     if not text.strip():
         raise Refused("the prompt is empty: give a text, or pipe one in")
     return text

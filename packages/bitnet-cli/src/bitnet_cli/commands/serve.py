@@ -16,8 +16,6 @@ from ..serving import Access, Conduct, Loading
 if TYPE_CHECKING:
     from bitnet_inference.server import Source
 
-_BUILT_IN = "stories"
-
 
 def serve(
     *model: Annotated[str, Parameter(help="Folders, GGUF files or names on the hub; NAME=MODEL names one.")],
@@ -75,7 +73,7 @@ def _sources(given: tuple[str, ...], adapters: tuple[str, ...], loading: Loading
         if name in paths:
             raise Refused(f"serve: two models are called {name}; NAME=MODEL calls one otherwise")
         paths[name] = str(models.find(path, flags))
-    paths = paths or {_BUILT_IN: None}
+    paths = paths or {models.BUILT_IN: None}
     found: dict[str, dict[str, str]] = {name: {} for name in paths}
     for text in adapters:
         where, mark, folder = text.partition("=")

@@ -24,8 +24,8 @@ from bitnet_core.formats.strictjson import parse_json
 
 from .bodies import convert, read
 from .errors import Refusal
-from .files import Files, page
-from .gate import INSIDE, Tenant, answer
+from .files import Files
+from .gate import INSIDE, Tenant, answer, page
 
 log = logging.getLogger("bitnet_inference.server")
 

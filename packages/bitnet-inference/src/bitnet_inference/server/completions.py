@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -112,8 +112,13 @@ def completion(work: Work, body: Completion, found: Sequence[Reply]) -> dict[str
     ]
     for index, choice in enumerate(choices):
         choice["index"] = index
+    return {**_head(work, body), "choices": choices, "usage": _usage(body, found)}
+
+
+def _usage(body: Completion, found: Sequence[Reply]) -> dict[str, Any]:
+    """What the answer took; an echo alone has no tokens of its own, though the engine wrote one to read the prompt."""
     total = usage_of([reply.usage for reply in found])
-    return {**_head(work, body), "choices": choices, "usage": replies.usage(total)}
+    return replies.usage(replace(total, completion_tokens=0) if body.max_tokens == 0 else total)
 
 
 def _head(work: Work, body: Completion) -> dict[str, Any]:
@@ -159,7 +164,7 @@ async def _stream(work: Work, body: Completion) -> AsyncIterator[bytes]:
         for index, reply in enumerate(first.choices):
             yield chunk(place * count + index, "", None, "length" if body.max_tokens == 0 else replies.reason_of(reply))
     if body.tells_usage:
-        yield event({**head, "choices": [], "usage": replies.usage(usage_of([reply.usage for reply in found]))})
+        yield event({**head, "choices": [], "usage": _usage(body, found)})
     yield DONE
 
 

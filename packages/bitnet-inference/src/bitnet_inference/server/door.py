@@ -11,7 +11,7 @@ import logging
 import re
 import socket
 import sys
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -29,7 +29,6 @@ _PACE_S = 0.01  # between two looks at the door while nobody is let in: waking f
 _READ = 64 << 10  # bytes
 _HELD = 16 << 20  # bytes of heads that have not come to their end, of all connections together
 _SWEEP_S = 0.25
-_TELL_S = 1.0  # between two words on who was turned away
 _AGAIN_S = 0.1  # until connections are taken again where files have run out
 _END = re.compile(rb"\n\r?\n")
 _HEALTH = re.compile(rb"GET /(?:healthz|readyz|metrics)[ ?]")
@@ -74,22 +73,13 @@ def raise_files() -> None:
 
 
 class Door:
-    """Takes connections in; `busy` says how many have been let through, `told` is told who was turned away."""
+    """Takes connections in; `busy` says how many have been let through."""
 
-    def __init__(
-        self,
-        turnstile: Turnstile,
-        enter: Enter,
-        busy: Callable[[], int],
-        *,
-        limit: int,
-        told: Callable[[Counter[str]], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, turnstile: Turnstile, enter: Enter, busy: Callable[[], int], *, limit: int) -> None:
         self.limit = limit
         self._turnstile = turnstile
         self._enter = enter
         self._busy = busy
-        self._told = told
         self._loop = asyncio.get_running_loop()
         self._guests: OrderedDict[_Guest, None] = OrderedDict()  # who came first stands first
         self._held = 0  # bytes that they have said
@@ -97,7 +87,6 @@ class Door:
         self._listening: list[socket.socket] = []
         self._hears = self._hear  # one object for all
         self._sweeper: asyncio.TimerHandle | None = None
-        self._tell_at = self._loop.time() + _TELL_S
 
     def open(self, sockets: Iterable[socket.socket]) -> None:
         """Take connections from sockets that listen."""
@@ -115,7 +104,6 @@ class Door:
             self._drop(guest)
         if self._sweeper is not None:
             self._sweeper.cancel()
-        self._tell()
 
     def _accept(self, listening: socket.socket) -> None:
         full = self._turnstile.full
@@ -221,17 +209,9 @@ class Door:
         with suppress(OSError):
             guest.line.close()
 
-    def _tell(self) -> None:
-        if turned := self._turnstile.turned():
-            self._told(turned)
-
     def _sweep(self) -> None:
         """Who has taken too long to ask leaves."""
-        now = self._loop.time()
-        late = now - connection.HEADER_S
+        late = self._loop.time() - connection.HEADER_S
         while self._guests and (guest := next(iter(self._guests))).came <= late:
             self._drop(guest, LATE)
-        if now >= self._tell_at:
-            self._tell_at = now + _TELL_S
-            self._tell()
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)

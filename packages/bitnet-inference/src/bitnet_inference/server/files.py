@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, Response
 from bitnet_core.durable import replacing
 
 from .errors import Refusal
-from .gate import FILE_LIMIT, answer
+from .gate import FILE_LIMIT, answer, page
 from .works import works_of
 
 FILES_LIMIT = 10_000  # of all tenants
@@ -158,20 +158,6 @@ def files_of(request: Request) -> Files:
     """The files of a server."""
     found: Files = request.app.state.files
     return found
-
-
-def page(request: Request, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """A part of a list: `limit` entries, those `after` one."""
-    text = request.query_params.get("limit", "100")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 10_000):
-        raise Refusal(400, f"limit: expected a whole number of 1..10000, got {text[:40]!r}", param="limit")
-    after = request.query_params.get("after")
-    if after is not None:
-        places = [place for place, one in enumerate(found) if one["id"] == after]
-        found = found[places[0] + 1 :] if places else []
-    shown = found[: int(text[:9])]
-    ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
-    return {"object": "list", "data": shown, "has_more": len(shown) < len(found), **ends}
 
 
 def _wanted(request: Request) -> Kept:

@@ -17,6 +17,7 @@ from bitnet_core.errors import printable
 from .errors import Refusal, refusal_of
 
 FILE_LIMIT = 64 << 20  # bytes of a form with a file
+PAGE_LIMIT = 10_000  # entries of a list in one answer
 
 _UNREAD_LIMIT = 16  # parameters of a path that an answer names
 
@@ -193,3 +194,22 @@ def refuse(refusal: Refusal, style: Style = "openai", identity: str | None = Non
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON as the answer."""
     return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def page(request: Request, found: list[dict[str, Any]], usual: int = 100) -> dict[str, Any]:
+    """A part of a list: `limit` entries, those `after` one; Anthropic's clients say `after_id` or `before_id`."""
+    query, ids = request.query_params, [one["id"] for one in found]
+    text = query.get("limit", str(usual))
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= PAGE_LIMIT):
+        raise Refusal(400, f"limit: expected a whole number of 1..{PAGE_LIMIT}, got {text[:40]!r}", param="limit")
+    limit = int(text[:9])
+    after, before = query.get("after", query.get("after_id")), query.get("before_id")
+    if before is not None:
+        found = found[: ids.index(before)] if before in ids else []
+        shown = found[-limit:]
+    else:
+        if after is not None:
+            found = found[ids.index(after) + 1 :] if after in ids else []
+        shown = found[:limit]
+    ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
+    return {"object": "list", "data": shown, "has_more": len(shown) < len(found), **ends}

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ..options import advice
 from .errors import Refusal
-from .gate import answer
+from .gate import PAGE_LIMIT, answer, page
 from .models import Models, ModelState
 from .works import works_of
 
@@ -29,10 +29,7 @@ async def ready(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     """The models that the tenant may use, adapters by names of their own."""
-    data = [_model(state, name) for state, name in _open(request)]
-    # Anthropic's clients read the same list, which has one page here.
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return answer({"object": "list", "data": data, "has_more": False, **ends})
+    return answer(page(request, [_model(state, name) for state, name in _open(request)], usual=PAGE_LIMIT))
 
 
 async def model(request: Request) -> Response:

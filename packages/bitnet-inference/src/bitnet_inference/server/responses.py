@@ -22,8 +22,7 @@ from . import replies
 from .bodies import read
 from .errors import Refusal
 from .fields import described
-from .files import page
-from .gate import answer
+from .gate import answer, page
 from .items import Function, Respond
 from .replies import Withheld
 from .sse import Stream, encode, event

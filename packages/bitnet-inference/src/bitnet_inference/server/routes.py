@@ -27,7 +27,14 @@ ENDPOINTS = (
     Endpoint(path="/version", method="GET", handler=ollama.version, role="read", summary="The server's version"),
     Endpoint(path="/readyz", method="GET", handler=health.ready, role="none", summary="Whether requests are taken"),
     Endpoint(path="/openapi.json", method="GET", handler=openapi.show, role="read", summary="This document"),
-    Endpoint(path="/v1/models", method="GET", handler=health.models, role="read", summary="The models there are"),
+    Endpoint(
+        path="/v1/models",
+        method="GET",
+        handler=health.models,
+        role="read",
+        summary="The models there are",
+        query=("limit", "after_id", "before_id"),
+    ),
     Endpoint(path="/v1/models/{model:path}", method="GET", handler=health.model, role="read", summary="One model"),
     Endpoint(
         path="/v1/chat/completions",

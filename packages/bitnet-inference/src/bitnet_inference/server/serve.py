@@ -25,6 +25,7 @@ from .audit import Audit
 from .connection import Connection
 from .door import Door, most_connections, raise_files
 from .gate import Endpoint, is_local
+from .keys import Keys
 from .logs import written
 from .metrics import Metrics
 from .models import Models
@@ -64,7 +65,8 @@ class Server(uvicorn.Server):
             raise
         if self.started:
             self._open_door()
-            urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses(self)]
+            scheme = "https" if self.config.is_ssl else "http"
+            urls = [f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses(self)]
             told = {"version": __version__, "pid": os.getpid(), "models": self._app.state.models.names, "urls": urls}
             log.info("started", extra={"fields": told})
 
@@ -79,17 +81,21 @@ class Server(uvicorn.Server):
                 self.config, self.server_state, self.lifespan.state, turnstile=self._turnstile, first=first
             )
 
-        self._door = Door(
-            self._turnstile,
-            enter,
-            lambda: len(self.server_state.connections),
-            limit=self._limit,
-            told=self._app.state.metrics.refused,
-        )
+        self._door = Door(self._turnstile, enter, lambda: len(self.server_state.connections), limit=self._limit)
         listening = [one for server in self.servers for one in server.sockets]
         for one in listening:
             loop.remove_reader(one.fileno())
         self._door.open([one.dup() for one in listening])
+
+    async def on_tick(self, counter: int) -> bool:
+        """Once a second, who was turned away is counted."""
+        if counter % 10 == 0:
+            self._count()
+        return await super().on_tick(counter)
+
+    def _count(self) -> None:
+        if turned := self._turnstile.turned():
+            self._app.state.metrics.refused(turned)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, while Python looks for cycles more seldom: a look at all objects holds every stream up."""
@@ -113,6 +119,7 @@ class Server(uvicorn.Server):
         for listening in sockets or []:
             listening.close()
         await self._drain()
+        self._count()
         await super().shutdown(sockets)
         log.info("stopped")
 
@@ -190,6 +197,8 @@ def serve(  # noqa: PLR0913  # each is a setting of its own, given by name
             tenants = stack.enter_context(
                 Tenants(store, shared_key=api_key, verifier=verifier, charged=metrics.charged)
             )
+            if store is not None and api_key is None and verifier is None and not Keys(store).list():
+                log.warning("nobody has a key yet, and nothing is answered without one: bitnet keys create NAME")
         kept = None if audit is None else stack.enter_context(Audit(audit))
         app = make_app(found, tenants=tenants, metrics=metrics, audit=kept, endpoints=endpoints, **settings)
         make_server(app, host, port, limit=limit, log_config=None).run()
