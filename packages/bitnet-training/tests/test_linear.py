@@ -162,6 +162,19 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     assert made.weight.grad is None
 
 
+def test_a_gradient_of_a_gradient_is_refused_and_not_lost() -> None:
+    x = numbers(4, 64).requires_grad_()
+    (slope,) = torch.autograd.grad(layer()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize("x", [torch.ones(4, 63), torch.ones(4, 128), torch.ones(()), torch.ones(4, 64).long()])
+def test_what_a_layer_cannot_multiply_is_refused_with_what_it_takes(x: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"x: expected floats \(\.\.\., 64\), as the layer's weights are wide, got "):
+        layer()(x)
+
+
 def test_a_byte_a_number_is_kept_for_the_backward_pass() -> None:
     kept: list[int] = []
 

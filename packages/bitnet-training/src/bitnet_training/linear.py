@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  # as all of torch's users call it
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bitnet_core import TernaryTensor, arithmetic
 
@@ -144,6 +145,7 @@ class _Product(torch.autograd.Function):
         return multiply(codes, trits, scale, steps, dtype).view(*x.shape[:-1], len(weight))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         *shape, outputs = grads[0].shape
         grad = grads[0].reshape(-1, outputs)
@@ -217,6 +219,11 @@ class BitLinear(nn.Linear):
 
     def product(self, x: Tensor) -> Tensor:
         """The product of an input that is normed already."""
+        if x.shape[-1:] != (self.in_features,) or not x.is_floating_point():
+            got = f"{tuple(x.shape)} of {x.dtype}"
+            raise ValueError(
+                f"x: expected floats (..., {self.in_features}), as the layer's weights are wide, got {got}"
+            )
         if not self.whole:
             return self.blended(x)
         apply: Any = _Product.apply
