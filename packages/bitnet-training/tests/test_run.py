@@ -227,7 +227,7 @@ def test_what_stands_in_a_folder_that_no_run_made_is_not_written_over(folder, na
 
 def test_a_run_says_what_it_is_about_to_do_and_where_all_of_it_is(folder, caplog):
     caplog.set_level("INFO")
-    run(asked(folder, "schedule.steps=3"))
+    run(asked(folder, "schedule.steps=3", "compute.device=cpu"))
     assert "weights learn on cpu: 3 steps of 4 windows of 32 tokens, which is the data 0." in caplog.text
     assert f"step 3 of 3; all of it is in {folder}/run" in caplog.text
 

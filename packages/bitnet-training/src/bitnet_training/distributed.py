@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,9 +62,11 @@ class World:
     def shard(self, model: nn.Module) -> None:
         """Leave every process its part of each weight; whoever remembers weights, as an optimizer, comes later."""
         self.check_shards()
+        # Without one, torch takes the machine's GPUs even for processes that compute without them.
+        mesh = init_device_mesh(self.device.type, (self.processes,))
         for layer in _layers(model):
-            fully_shard(layer)
-        fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model as all processes compute it together: gradients come out as the mean over them."""
@@ -111,6 +114,10 @@ def choose(device: str, place: int = 0) -> torch.device:
     if not there.get(kind, False):
         found = ", ".join(kind for kind, is_there in there.items() if is_there)
         raise UnsupportedError(f"this machine has no device {name!r}; it has {found}")
+    if name == "cuda" and place >= (most := torch.cuda.device_count()):
+        raise UnsupportedError(
+            f"process {place + 1} of this machine has no GPU, which has {most}: start as many, or say cpu"
+        )
     return torch.device(f"cuda:{place}" if name == "cuda" else name)
 
 
