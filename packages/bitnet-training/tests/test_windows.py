@@ -131,6 +131,16 @@ def test_evaluation_takes_windows_from_all_over():
     assert torch.cat([part.tokens for part in in_order(windows, 3, 5)])[:, 0].tolist() == [1, 17, 33, 49, 65]
 
 
+@pytest.mark.parametrize("limit", [1, 5, 7, 9])
+def test_processes_evaluate_as_many_batches_each_and_every_window_once(limit):
+    windows = Stream(corpus(81), 4, apart=False)
+    shared = [list(in_order(windows, 2, limit, process, 2)) for process in range(2)]
+    assert len(shared[0]) == len(shared[1])
+    judged = [part for parts in shared for part in parts if part.learned]
+    alone = torch.cat([part.tokens for part in in_order(windows, 2, limit)])
+    assert sorted(torch.cat([part.tokens for part in judged]).tolist()) == sorted(alone.tolist())
+
+
 def test_a_batch_knows_how_many_tokens_it_learns():
     (part,) = Batches(Stream(corpus(2, 7), 8, apart=True), 1, 1, 0)(0)
     assert part.learned == 7

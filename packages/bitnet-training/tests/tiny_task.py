@@ -66,7 +66,7 @@ def task(
         "loss": cross_entropy,
         "optimizer": adamw(model),
         "rates": Rates(steps=steps, peak=3e-3, warmup=0.1),
-        "held_out": lambda: in_order(windows, 8, 8, world.process, world.processes),
+        "held_out": lambda: in_order(windows, 4, 9, world.process, world.processes),
         "bytes_a_token": 2.0,
         **changes,
     }

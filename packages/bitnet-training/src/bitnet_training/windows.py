@@ -173,11 +173,17 @@ class Batches:
 
 
 def in_order(windows: Windows, rows: int, limit: int = 0, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-    """Windows one after another, as for evaluation; with a limit, so many of them, evenly spread."""
+    """Windows one after another, as for evaluation; with a limit, so many of them, evenly spread.
+
+    All processes have as many batches, since they gather the shards of a model together: one without a window left
+    computes another's for nothing.
+    """
     count = min(len(windows), limit or len(windows))
-    places = np.linspace(0, len(windows), count, endpoint=False).astype(np.int64)[process::processes]
-    for at in range(0, len(places), rows):
-        yield stacked(windows, places[at : at + rows].tolist())
+    places = np.linspace(0, len(windows), count, endpoint=False).astype(np.int64)
+    mine = places[process::processes]
+    for at in range(0, -(-count // processes), rows):
+        batch = stacked(windows, (mine[at : at + rows] if at < len(mine) else places[:1]).tolist())
+        yield batch if at < len(mine) else batch._replace(targets=torch.full_like(batch.targets, NOTHING))
 
 
 def stacked(windows: Windows, places: Sequence[int]) -> Batch:
