@@ -100,11 +100,14 @@ def test_old_checkpoints_go_and_the_latest_is_named(folder):
 
 def test_what_a_kill_left_to_do_is_done_by_the_next_trainer_and_by_no_reader(folder):
     shutil.copytree(folder / "step-000000000001", folder / "step-000000000000")
+    (folder / "latest").write_text('{"checkpoint": "step-000000000001", "step": 1}')
     assert newest(folder) == 2
     assert len(list(folder.glob("step-*"))) == 3
+    assert json.loads((folder / "latest").read_text())["step"] == 1
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.newest()
     assert {path.name[-1] for path in folder.glob("step-*")} == {"1", "2"}
+    assert json.loads((folder / "latest").read_text()) == {"checkpoint": "step-000000000002", "step": 2}
 
 
 def test_a_folder_without_checkpoints_has_no_newest(tmp_path):

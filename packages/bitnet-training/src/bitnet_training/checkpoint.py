@@ -94,8 +94,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        with replacing(self.folder / "latest") as stream:
-            stream.write(json.dumps({"checkpoint": name, "step": checkpoint.step}).encode())
+        self._name_latest(final, checkpoint.step)
         self._rotate()
         return final
 
@@ -111,12 +110,18 @@ class Checkpoints:
             except FormatError as error:
                 _log.warning("passed over: %s", error)
                 continue
-            if self._lock.is_locked and step == found[-1][0]:
-                self._rotate()  # which a kill may have prevented
+            if self._lock.is_locked:  # a kill may have prevented what follows a checkpoint
+                self._name_latest(path, step)
+                if step == found[-1][0]:
+                    self._rotate()
             return whole
         if found:
             raise FormatError(self.folder, "checkpoints", "one that is whole", f"{len(found)} that are damaged")
         return None
+
+    def _name_latest(self, checkpoint: Path, step: int) -> None:
+        with replacing(self.folder / "latest") as stream:
+            stream.write(json.dumps({"checkpoint": checkpoint.name, "step": step}).encode())
 
     def _found(self) -> list[tuple[int, Path]]:
         """Checkpoints by their step, the oldest first."""
