@@ -16,6 +16,7 @@ from bitnet_training.linear import BitLinear, quantize_activations, quantize_wei
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = [torch.float32, torch.bfloat16, torch.float16]
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU: torch sees no CUDA device")
 # torch's compiler makes an instance of an autograd.Function, which torch itself advises against.
 COMPILES = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
@@ -100,15 +101,16 @@ def test_the_largest_sums_are_exact() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_does_not_become_so(bad: float) -> None:
-    made, x = layer(), numbers(4, 64)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_what_is_not_finite_does_not_become_so(device: str, bad: float) -> None:
+    made, x = layer().to(device), numbers(4, 64).to(device)
     x[2, 5] = bad
     finite = made(x).isfinite()
     assert not finite[2].any()
     assert finite[[0, 1, 3]].all()
     with torch.no_grad():
         made.weight[3, 3] = bad
-    assert not made(numbers(4, 64)).isfinite().any()
+    assert not made(numbers(4, 64).to(device)).isfinite().any()
 
 
 def test_bfloat16_differs_from_float32_by_roundings_of_the_result_alone() -> None:
@@ -255,7 +257,7 @@ class TestCompilation:
         assert seen.frame_count == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU: torch sees no CUDA device")
+@GPU
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # what float32 could do with fewer bits
 class TestCuda:
     @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -286,17 +288,6 @@ class TestCuda:
         there = (tensor.cuda() for tensor in (codes, trits, scale, steps))
         expected = (codes.double() @ trits.double().T).float() * (scale / steps)
         assert torch.equal(linear.multiply(*there, torch.float32).cpu(), expected)
-
-    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-    def test_what_is_not_finite_does_not_become_so(self, bad: float) -> None:
-        made, x = layer().cuda(), numbers(4, 64).cuda()
-        x[2, 5] = bad
-        finite = made(x).isfinite()
-        assert not finite[2].any()
-        assert finite[[0, 1, 3]].all()
-        with torch.no_grad():
-            made.weight[3, 3] = bad
-        assert not made(numbers(4, 64).cuda()).isfinite().any()
 
     @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
     @pytest.mark.parametrize(("tokens", "compiled"), [(0, False), (8, False), (300, False), (8, True), (300, True)])

@@ -54,9 +54,8 @@ class Weighing:
 
 def expected(logits: Iterable[Tensor], temperature: float) -> Tensor:
     """What teachers of these logits expect on average, softened, as logarithms of chances."""
-    each = (
-        (one.float() / temperature).log_softmax(-1) for one in logits
-    )  # of which no more than two are there at once
+    # Made one by one: no more than two are there at once.
+    each = ((one.float() / temperature).log_softmax(-1) for one in logits)
     total, count = next(each), 1
     for one in each:
         torch.logaddexp(total, one, out=total)

@@ -108,7 +108,7 @@ def _capability(device: int) -> int:
     return _capability_of(device)
 
 
-@cache
+@cache  # apart, since torch's compiler would look through the cache at what must be a constant
 def _capability_of(device: int) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
